@@ -1,0 +1,1 @@
+"""Maps and poses to numbers."""

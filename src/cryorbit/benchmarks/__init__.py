@@ -1,0 +1,1 @@
+"""Tasks, scores and peers: what is measured and against whom."""

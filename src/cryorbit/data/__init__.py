@@ -1,0 +1,20 @@
+"""The nouns that stages hand to one another: frozen, validated, without files or learning."""
+
+from cryorbit.data.atoms import Atoms
+from cryorbit.data.ctf import CTF
+from cryorbit.data.distribution import SO3Distribution
+from cryorbit.data.particles import ImageSource, MemoryImages, ParticleStack, SelectedImages
+from cryorbit.data.pose import Pose
+from cryorbit.data.volume import Volume
+
+__all__ = [
+    "CTF",
+    "Atoms",
+    "ImageSource",
+    "MemoryImages",
+    "ParticleStack",
+    "Pose",
+    "SO3Distribution",
+    "SelectedImages",
+    "Volume",
+]

@@ -1,0 +1,1 @@
+"""Centred Fourier transforms, shells, resampling and rings."""

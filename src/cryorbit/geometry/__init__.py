@@ -1,0 +1,1 @@
+"""Mathematics of rotations: tensors in, tensors out."""

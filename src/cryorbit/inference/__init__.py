@@ -1,0 +1,1 @@
+"""Settings and nouns to nouns; progress is yielded, nothing is written."""

@@ -1,0 +1,1 @@
+"""One file format or one program's dialect per module: tables <-> nouns."""

@@ -1,0 +1,1 @@
+"""A piece of nn meets a piece of physics."""
