@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from cryorbit.physics.interpolation import complete_plane, gather, gather_with_gradient, scatter
+
+ROUND_OFF = 1e-12
+P = 16
+
+
+def random_half(generator: torch.Generator) -> torch.Tensor:
+    """A Hermitian transform, stored as its half."""
+    real = torch.randn(P, P, P, dtype=torch.float64, generator=generator)
+    full = torch.fft.fftn(real)
+    return torch.fft.fftshift(full, dim=(0, 1))[:, :, : P // 2 + 1].contiguous()
+
+
+def random_points(n: int, generator: torch.Generator) -> torch.Tensor:
+    return (torch.rand(n, 3, dtype=torch.float64, generator=generator) - 0.5) * (P - 3)
+
+
+def test_lattice_points_are_read_exactly():
+    """At a lattice point trilinear interpolation is the value stored there, or its conjugate for x < 0."""
+    half = random_half(torch.Generator().manual_seed(0))
+    points = torch.tensor([[0, 0, 0], [3, -2, 5], [-3, 2, -5], [1, 6, -6]], dtype=torch.float64)
+    c = P // 2
+    expected = torch.stack((half[c, c, 0], half[c + 5, c - 2, 3], half[c + 5, c - 2, 3].conj(), half[c - 6, c + 6, 1]))
+    torch.testing.assert_close(gather(half, points), expected, rtol=0, atol=ROUND_OFF)
+
+
+def test_values_are_hermitian():
+    """V(-k) = conj V(k)."""
+    generator = torch.Generator().manual_seed(1)
+    half, points = random_half(generator), random_points(200, generator)
+    torch.testing.assert_close(gather(half, -points), gather(half, points).conj(), rtol=0, atol=ROUND_OFF)
+
+
+def test_gradient_is_the_slope_inside_a_cell():
+    """Within a cell the interpolant is a cubic without squares: a central difference is exact along each axis."""
+    generator = torch.Generator().manual_seed(2)
+    half, points = random_half(generator), random_points(300, generator)
+    inside = ((points - points.floor() - 0.5).abs() < 0.4).all(1)
+    points = points[inside]
+    value, gradient = gather_with_gradient(half, points)
+    torch.testing.assert_close(value, gather(half, points), rtol=0, atol=ROUND_OFF)
+    for axis in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[axis] = 0.05
+        slope = (gather(half, points + step) - gather(half, points - step)) / 0.1
+        torch.testing.assert_close(gradient[:, axis], slope, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign_of_x", [1, -1])
+def test_scatter_is_the_transpose_of_gather(sign_of_x: int):
+    """<gather(V), y> = <V, scatter(y)> over the stored half, for points whose corners stay off the plane x = 0."""
+    generator = torch.Generator().manual_seed(3)
+    half, points = random_half(generator), random_points(100, generator)
+    points[:, 0] = sign_of_x * (points[:, 0].abs() % 5 + 1)
+    y = torch.randn(100, dtype=torch.complex128, generator=generator)
+    out = torch.zeros(P, P, P // 2 + 1, 2, dtype=torch.float64)
+    scatter(out, points, torch.view_as_real(y))
+    left = torch.view_as_real(gather(half, points) * y.conj())[:, 0].sum()
+    right = (torch.view_as_real(half) * out).sum()
+    torch.testing.assert_close(left, right, rtol=ROUND_OFF, atol=0)
+
+
+def test_scattered_lattice_is_hermitian():
+    """After `complete_plane` the plane x = 0 obeys V(0, -y, -z) = conj V(0, y, z), as a real map demands."""
+    generator = torch.Generator().manual_seed(4)
+    points = random_points(100, generator) * 0.8
+    out = torch.zeros(P, P, P // 2 + 1, 3, dtype=torch.float64)
+    scatter(out, points, torch.randn(100, 3, dtype=torch.float64, generator=generator))
+    complete_plane(out)
+    plane = torch.view_as_complex(out[1:, 1:, 0, :2].contiguous())
+    torch.testing.assert_close(plane.flip(0, 1), plane.conj(), rtol=0, atol=ROUND_OFF)
