@@ -1,7 +1,7 @@
 """The house frame, and named converters to and from other programs.
 
-House: x_lab = A x_particle + shift; A is RELION's matrix Rz(-psi) Ry(-tilt) Rz(-rot); an image is the sum along lab
-z; the third row of A is the viewing direction in the particle's frame.
+House: x_lab = A x_particle + shift; A is RELION's matrix Rz(-psi) Ry(-tilt) Rz(-rot); an image is the sum
+along lab z; the third row of A is the viewing direction in the particle's frame.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from cryorbit.geometry.rotations import (
 
 
 def relion_angles_to_matrix(angles_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """A from (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) in degrees: the transpose of Rz(rot) Ry(tilt) Rz(psi)."""
+    """A from (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) in degrees: [Rz(rot) Ry(tilt) Rz(psi)]^T."""
     return euler_to_matrix(angles_deg, convention="ZYZ").mT
 
 
 def matrix_to_relion_angles(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """(rot, tilt, psi) in degrees, tilt in [0, 180], the others in (-180, 180]; rot = 0 where tilt is 0 or 180."""
+    """(rot, tilt, psi) in degrees, tilt in [0, 180], the others in (-180, 180].
+
+    Where tilt is 0 or 180, rot is 0 and psi carries the sum.
+    """
     return matrix_to_euler(rotation.mT, convention="ZYZ")
 
 

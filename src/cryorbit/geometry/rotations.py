@@ -32,8 +32,8 @@ def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor,
 def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Unit quaternion with w >= 0 of a rotation matrix.
 
-    The entries of 4 q q^T are linear in the matrix; its row with the largest diagonal (never below 1) is a safe
-    multiple of q, so values and gradients stay finite everywhere.
+    The entries of 4 q q^T are linear in the matrix; its row with the largest diagonal (never below 1) is a
+    safe multiple of q, so values and gradients stay finite everywhere.
     """
     r = matrix
     trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
@@ -111,10 +111,10 @@ def orthogonalise(
 ) -> Float[Tensor, "*batch 3 3"]:
     """Rotation [Q, q1 x q2] with Q the pair of orthonormal columns nearest to [first, second].
 
-    Symmetric in the two vectors (unlike Gram-Schmidt), equivariant under rotations from the left and without the
-    gradient blow-up of an SVD. With A = [first, second], B = A^T A, d = sqrt(det B), t = sqrt(tr B + 2 d):
-    Q = A B^(-1/2) = A (adj B + d I) / (d t). Parallel vectors have no answer; d is kept from vanishing, so that
-    the result is finite, but it is then no rotation.
+    Symmetric in the two vectors (unlike Gram-Schmidt), equivariant under rotations from the left and without
+    the gradient blow-up of an SVD. With A = [first, second], B = A^T A, d = sqrt(det B), t = sqrt(tr B + 2
+    d): Q = A B^(-1/2) = A (adj B + d I) / (d t). Parallel vectors have no answer; d is kept from vanishing,
+    so that the result is finite, but it is then no rotation.
     """
     scale = torch.sqrt(
         0.5 * ((first * first).sum(-1, keepdim=True) + (second * second).sum(-1, keepdim=True))
@@ -146,14 +146,14 @@ def axis_rotation(axis: str, angle_rad: Float[Tensor, "*batch"]) -> Float[Tensor
 
 
 def _axes(convention: str) -> tuple[list[int], bool]:
-    """Axis numbers in order of application about fixed axes, and whether the name was intrinsic (capitals)."""
+    """Axis numbers in order of application about fixed axes, and whether the name is intrinsic."""
     letters = convention.lower()
     intrinsic = convention.isupper()
     valid = len(letters) == 3 and set(letters) <= set("xyz") and (intrinsic or convention.islower())
     if not valid or letters[0] == letters[1] or letters[1] == letters[2]:
         raise BadInput(
-            f"Euler convention {convention!r} is not known. Give three axes such as 'ZYZ' (capitals: about the "
-            "turning axes) or 'xyz' (small: about fixed axes), neighbours different."
+            f"Euler convention {convention!r} is not known. Give three axes such as 'ZYZ' (capitals: about "
+            "the turning axes) or 'xyz' (small: about fixed axes), neighbours different."
         )
     order = ["xyz".index(c) for c in letters]
     return (order[::-1] if intrinsic else order), intrinsic
@@ -177,7 +177,7 @@ def euler_to_matrix(
 def matrix_to_euler(
     matrix: Float[Tensor, "*batch 3 3"], *, convention: str = "ZYZ"
 ) -> Float[Tensor, "*batch 3"]:
-    """Angles in degrees: first and third in (-180, 180], second in [0, 180] (ZYZ kind) or [-90, 90] (XYZ kind).
+    """Angles in degrees: first and third in (-180, 180]; second in [0, 180] (ZYZ) or [-90, 90] (XYZ).
 
     Where the second angle is at its end only a sum is determined: the first angle is then 0. Gradients exist
     elsewhere. Bernardes & Viollet 2022, "Quaternion to Euler angles conversion", PLoS ONE 17, e0276302.
@@ -196,8 +196,8 @@ def matrix_to_euler(
     end = 8 * torch.finfo(matrix.dtype).eps
     half_sum = torch.where(length_ab > end, torch.atan2(b, a), torch.zeros_like(a))
     half_diff = torch.where(length_cd > end, torch.atan2(d, c), torch.zeros_like(a))
-    # About fixed axes the earlier rotation is sum - difference, the later one sum + difference; at the ends the
-    # undetermined half is chosen so that the first angle named by the caller is 0.
+    # About fixed axes the earlier rotation is sum - difference, the later one sum + difference; at the ends
+    # the undetermined half is chosen so that the first angle named by the caller is 0.
     sign = -1.0 if intrinsic else 1.0
     half_diff = torch.where(length_cd > end, half_diff, sign * half_sum)
     half_sum = torch.where(length_ab > end, half_sum, sign * half_diff)
