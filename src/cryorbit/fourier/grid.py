@@ -1,16 +1,17 @@
 """Coordinates of pixels and Fourier samples: last axis (x, y) or (x, y, z), arrays [y, x] or [z, y, x].
 
 `layout="half"` is that of `torch.fft.rfftn` (last array axis 0 ... N // 2, Nyquist positive),
-`layout="fft"` that of `torch.fft.fftn`, `layout="centred"` has zero frequency at index N // 2. In the last two, Nyquist of an even
-N is negative.
+`layout="fft"` that of `torch.fft.fftn`, `layout="centred"` has zero frequency at index N // 2. In the last
+two, Nyquist of an even N is negative.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryorbit.errors import BadInput
@@ -86,21 +87,19 @@ def pixel_grid(
     return index_grid(n, ndim=ndim, layout="centred", device=device, dtype=dtype)
 
 
-def shift_phase(shift_px: Float[Tensor, "*batch d"], *, n: int, layout: Layout = "half") -> torch.Tensor:
+def shift_phase(
+    shift_px: Float[Tensor, "*batch d"], *, n: int, layout: Layout = "half"
+) -> Complex[Tensor, "*shape"]:
     """exp(-2 pi i k . shift / n): multiply a transform by it to move the content by +shift pixels (x, y[, z]).
 
     Shape (*batch, ...) with one array axis per component. Exact for content below Nyquist; the Nyquist
     samples of an even box take the mean of both signs, so that real arrays stay real.
     """
     ndim = shift_px.shape[-1]
-    axes = _axes(n, ndim, layout, shift_px.device, shift_px.dtype)
-    phase = None
-    for axis, frequency in enumerate(axes):
-        component = shift_px[..., ndim - 1 - axis, None]
-        angle = -2 * torch.pi / n * frequency * component
+    factors = []
+    for axis, frequency in enumerate(_axes(n, ndim, layout, shift_px.device, shift_px.dtype)):
+        angle = (-2 * torch.pi / n) * frequency * shift_px[..., ndim - 1 - axis, None]
         imaginary = torch.where(2 * frequency.abs() == n, torch.zeros_like(angle), torch.sin(angle))
         factor = torch.complex(torch.cos(angle), imaginary)
-        factor = factor.reshape(*factor.shape[:-1], *[1] * axis, -1, *[1] * (ndim - 1 - axis))
-        phase = factor if phase is None else phase * factor
-    assert phase is not None
-    return phase
+        factors.append(factor.unflatten(-1, [1] * axis + [-1] + [1] * (ndim - 1 - axis)))
+    return math.prod(factors[1:], start=factors[0])
