@@ -90,7 +90,7 @@ def pixel_grid(
 def shift_phase(
     shift_px: Float[Tensor, "*batch d"], *, n: int, layout: Layout = "half"
 ) -> Complex[Tensor, "*shape"]:
-    """exp(-2 pi i k . shift / n): multiply a transform by it to move the content by +shift pixels (x, y[, z]).
+    """exp(-2 pi i k . shift / n): a factor that moves the content by +shift pixels (x, y[, z]).
 
     Shape (*batch, ...) with one array axis per component. Exact for content below Nyquist; the Nyquist
     samples of an even box take the mean of both signs, so that real arrays stay real.

@@ -44,7 +44,7 @@ def spacing_deg(order: int) -> float:
 
 
 def healpix_directions(order: int, *, scheme: str = "nested") -> Float[Tensor, "pixels 3"]:
-    """Unit vectors of all pixel centres at `order`, float64; `scheme` is "nested" or "ring" (north to south)."""
+    """Unit vectors of all pixel centres, float64; `scheme` is "nested" or "ring" (north to south)."""
     index = torch.arange(n_pixels(order))
     if scheme == "ring":
         index = ring_to_nested(index, order=order)
@@ -56,7 +56,7 @@ def healpix_directions(order: int, *, scheme: str = "nested") -> Float[Tensor, "
 def pixel_to_direction(
     index: Int[Tensor, "*batch"], *, order: int, u: float = 0.5, v: float = 0.5
 ) -> Float[Tensor, "*batch 3"]:
-    """Unit vector of nested pixel `index`; `u`, `v` in [0, 1] choose the point in the pixel (0.5: its centre)."""
+    """Unit vector of nested pixel `index`; `u`, `v` in [0, 1] choose the point in it (0.5: the centre)."""
     face, column, row = _split(index, order)
     side = 2.0**order
     return _face_to_sphere(face, (column.double() + u) / side, (row.double() + v) / side)
@@ -115,7 +115,8 @@ def _split(index: Tensor, order: int) -> tuple[Tensor, Tensor, Tensor]:
     """Face, column (towards north-east) and row (towards north-west) of nested pixels."""
     count = n_pixels(order)
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < count:
-        raise BadInput(f"HEALPix order {order} has pixels 0 ... {count - 1}; got {int(index.min())} ... {int(index.max())}.")
+        given = f"{int(index.min())} ... {int(index.max())}"
+        raise BadInput(f"HEALPix order {order} has pixels 0 ... {count - 1}; got {given}.")
     face, inside = index // 4**order, index % 4**order
     return face, _pick_even_bits(inside), _pick_even_bits(inside >> 1)
 
@@ -135,7 +136,7 @@ def _interleave(value: Tensor) -> Tensor:
 
 
 def _face_to_sphere(face: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Point (x, y) in [0, 1]^2 of a base face to the sphere, through the plane where faces are 45-degree squares."""
+    """Point (x, y) in [0, 1]^2 of a base face to the sphere, by way of the plane of squares."""
     quarter = math.pi / 4
     centre = quarter * (2 * (face % 4) + (face // 4 != 1).long()).double()
     height = (1 - face // 4).double() + x + y - 1  # -2 ... 2; the equatorial belt is -1 ... 1
@@ -154,9 +155,9 @@ def _sphere_to_face(direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = direction.norm(dim=-1)
     z = direction[..., 2] / length
     sine = torch.hypot(direction[..., 0], direction[..., 1]) / length
-    turns = torch.remainder(torch.atan2(direction[..., 1], direction[..., 0]) / (math.pi / 2), 4.0)  #
-    quarter turns # Polar caps: the face is the quadrant, sigma^2 = 3 (1 - |z|), written so that nothing
-    cancels. facet = turns.long().clamp(0, 3)
+    turns = torch.remainder(torch.atan2(direction[..., 1], direction[..., 0]) / (math.pi / 2), 4.0)
+    # Polar caps: the face is the quadrant, sigma^2 = 3 (1 - |z|), written so that nothing cancels.
+    facet = turns.long().clamp(0, 3)
     sigma = sine * torch.sqrt(3 / (1 + z.abs()))
     from_centre = (2 * (turns - facet) - 1) * sigma  # x - y
     north = z > 0
@@ -166,10 +167,11 @@ def _sphere_to_face(direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     height = 1.5 * z
     along, against = turns + 0.5 * height, 0.5 * height - turns
     i, j = torch.floor(along + 0.5), torch.floor(against + 0.5)
-    level = (i + j).clamp(-1, 1).long()
-    i_long = i.long()
-    belt_face = torch.where(level == 1, (i_long - 1) % 4, torch.where(level == 0, 4 + i_long % 4, 8 + i_long
-    % 4)) cap = z.abs() > 2 / 3
+    corner = (i + j == 2).double()  # the northern corner of an equatorial face
+    i, j = i - corner, j - corner
+    level = (i + j).long()
+    belt_face = (i.long() - (level == 1).long()) % 4 + 4 - 4 * level
+    cap = z.abs() > 2 / 3
     face = torch.where(cap, cap_face, belt_face)
     x = torch.where(cap, 0.5 * (sum_xy + from_centre), along + 0.5 - i)
     y = torch.where(cap, 0.5 * (sum_xy - from_centre), against + 0.5 - j)
@@ -216,19 +218,20 @@ class SO3Cells:
 
     def __post_init__(self) -> None:
         if self.pixel.shape != self.in_plane.shape:
-            raise BadInput(f"SO3Cells: {tuple(self.pixel.shape)} pixels but {tuple(self.in_plane.shape)} intervals.")
+            shapes = f"{tuple(self.pixel.shape)} pixels but {tuple(self.in_plane.shape)} intervals"
+            raise BadInput(f"SO3Cells: {shapes}. Give one interval per pixel.")
 
     def psi_rad(self) -> Float[Tensor, "..."]:
         """Centre of the in-plane interval, relative to `direction_frame`."""
         return (self.in_plane.double() + 0.5) * (2 * math.pi / n_in_plane(self.order))
 
     def rotation(self, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
-        """House rotations A of the cell centres, shape (..., 3, 3): in-plane rotation times `direction_frame`."""
+        """House rotations A of the centres, shape (..., 3, 3): in-plane rotation times `direction_frame`."""
         frame = direction_frame(self.pixel, order=self.order)
         return (in_plane_rotation(self.psi_rad()) @ frame).to(dtype)
 
     def subdivide(self) -> SO3Cells:
-        """The 8 cells of the next order inside each; shape (..., 8). Equal volumes, nothing shared, nothing lost."""
+        """The 8 cells of the next order inside each, shape (..., 8); equal volumes, nothing shared or lost."""
         pixel = children(self.pixel)[..., :, None].expand(*self.pixel.shape, 4, 2)
         half = torch.arange(2, device=self.in_plane.device)
         in_plane = (2 * self.in_plane[..., None] + half)[..., None, :].expand(*self.pixel.shape, 4, 2)

@@ -100,7 +100,7 @@ _BORDER = 1e-9
 def in_asymmetric_unit(
     directions: Float[Tensor, "*batch 3"], group: Float[Tensor, "g 3 3"]
 ) -> Bool[Tensor, "*batch"]:
-    """Whether each unit vector lies in the asymmetric unit: exactly one of each set of equivalent directions does."""
+    """Whether each unit vector lies in the asymmetric unit, as one of each set of equivalent ones does."""
     return _best_element(directions, group)[1]
 
 
