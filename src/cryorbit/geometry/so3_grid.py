@@ -231,7 +231,7 @@ class SO3Cells:
         return (in_plane_rotation(self.psi_rad()) @ frame).to(dtype)
 
     def subdivide(self) -> SO3Cells:
-        """The 8 cells of the next order inside each, shape (..., 8); equal volumes, nothing shared or lost."""
+        """The 8 cells of the next order inside each, shape (..., 8): equal volumes, nothing lost."""
         pixel = children(self.pixel)[..., :, None].expand(*self.pixel.shape, 4, 2)
         half = torch.arange(2, device=self.in_plane.device)
         in_plane = (2 * self.in_plane[..., None] + half)[..., None, :].expand(*self.pixel.shape, 4, 2)
