@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 sys.path.append(str(Path(__file__).parent))  # so that tests say `from laws import ROUND_OFF`
 
 # Every call into the library checks the shapes its signature states; users pay nothing for it.
-install_import_hook("cryorbit", "beartype.beartype")
+install_import_hook("cryorbit", "typecheck.checked")
 
 hypothesis.settings.register_profile(
     "deterministic",
