@@ -1,0 +1,128 @@
+"""Six parameters of a rigid motion, refined on the correlation of two transforms by Gauss-Newton steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryorbit.analysis.align_search import shell_rms
+from cryorbit.analysis.spectrum import Spectrum, at_grid, half_ball
+from cryorbit.data import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """x_moving = rotation @ x_reference + shift for k starts, shift as a fraction of the box, with its score."""
+
+    rotation: Float[Tensor, "k 3 3"]
+    shift: Float[Tensor, "k 3"]
+    score: Float[Tensor, "k"]
+
+    def take(self, index: Tensor) -> Motion:
+        """The chosen starts."""
+        return Motion(self.rotation[index], self.shift[index], self.score[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The reference's whitened coefficients and, per point, what multiplies the moving map's.
+
+    C = sum weight Re(conj(values) F), at most 1; `curvature` = weight / rms of F makes the Gauss-Newton matrix.
+    """
+
+    points: Float[Tensor, "p 3"]
+    values: Complex[Tensor, "p"]
+    weight: Float[Tensor, "p"]
+    curvature: Float[Tensor, "p"]
+
+    @classmethod
+    def of(
+        cls,
+        reference: Volume,
+        moving: Spectrum,
+        *,
+        kmax: int,
+        shell_weight: Float[Tensor, "shells"] | None = None,
+    ) -> Target:
+        """Coefficients 1 <= |k| <= kmax, every shell of both maps at unit power times `shell_weight` (or 1 / k)."""
+        points = half_ball(kmin=1.0, kmax=kmax, device=reference.values.device)
+        radius = points.double().norm(dim=-1)
+        shell = (radius + 0.5).floor().long()
+        q = points.to(moving.channels)
+        values = at_grid(reference, points)
+        rms_reference = shell_rms(values, shell, shells=kmax + 2)[shell]
+        rms_moving = shell_rms(moving.sample(q)[0], shell, shells=kmax + 2)[shell]
+        weight = 1.0 / radius if shell_weight is None else shell_weight.to(radius)[shell]
+        weight = weight / weight.sum()
+        return cls(
+            q,
+            values / rms_reference.to(values.real.dtype),
+            (weight / rms_moving).to(q.dtype),
+            (weight / rms_moving**2).to(q.dtype),
+        )
+
+
+def rotation_from_vector(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rodrigues' formula, smooth at zero."""
+    angle = vector.norm(dim=-1)[..., None, None]
+    x, y, z = vector.unbind(-1)
+    o = torch.zeros_like(x)
+    k = torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(*vector.shape[:-1], 3, 3)
+    one = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    return one + torch.sinc(angle / math.pi) * k + 0.5 * torch.sinc(angle / (2 * math.pi)) ** 2 * (k @ k)
+
+
+def _phase(q: Tensor, shift: Tensor) -> Complex[Tensor, "k p"]:
+    return torch.exp(2j * math.pi * (q @ shift[..., None])[..., 0])
+
+
+def correlation(moving: Spectrum, target: Target, motion: Motion) -> Float[Tensor, "k"]:
+    """C of each motion, 1 for equal maps."""
+    q = target.points @ motion.rotation.mT
+    product = target.values.conj() * moving.sample(q)[0] * _phase(q, motion.shift)
+    return (product.real * target.weight).sum(-1)
+
+
+def _slopes(moving: Spectrum, target: Target, motion: Motion) -> tuple[Tensor, Tensor]:
+    """Gradient of C (k, 6) and Gauss-Newton matrix (k, 6, 6); parameters are a turn on the left, then the shift."""
+    q = target.points @ motion.rotation.mT
+    sampled = moving.sample(q)
+    phase = _phase(q, motion.shift)
+    value = sampled[0] * phase
+    slope = sampled[1:].movedim(0, -1) * phase[..., None]
+    slope = slope + 2j * math.pi * motion.shift[:, None, :] * value[..., None]
+    turn = torch.linalg.cross(q.to(slope.dtype), slope)
+    jacobian = torch.cat([turn, 2j * math.pi * q * value[..., None]], -1)
+    weighted = target.weight * target.values.conj()
+    gradient = (weighted[..., None] * jacobian).real.sum(-2)
+    parts = torch.cat([jacobian.real, jacobian.imag], -2)
+    curvature = torch.cat([target.curvature, target.curvature])[:, None]
+    return gradient.double(), (parts.mT @ (curvature * parts)).double()
+
+
+def refine(moving: Spectrum, target: Target, start: Motion, *, steps: int) -> Motion:
+    """Levenberg-Marquardt steps from every start; a step is kept where it raises C."""
+    motion = Motion(start.rotation, start.shift, correlation(moving, target, start))
+    damping = torch.full_like(motion.score, 1e-2, dtype=torch.float64)
+    for _ in range(steps):
+        gradient, matrix = _slopes(moving, target, motion)
+        diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1) * damping[:, None] + 1e-12)
+        # the model explains only the part C of the whitened reference, so the plain step would be C too short
+        scale = motion.score.double().clamp(0.1, 1.0)[:, None, None]
+        change = torch.linalg.solve(scale * (matrix + diagonal), gradient).to(motion.shift)
+        trial = Motion(
+            rotation_from_vector(change[:, :3]) @ motion.rotation, motion.shift + change[:, 3:], motion.score
+        )
+        score = correlation(moving, target, trial)
+        better = score > motion.score
+        motion = Motion(
+            torch.where(better[:, None, None], trial.rotation, motion.rotation),
+            torch.where(better[:, None], trial.shift, motion.shift),
+            torch.where(better, score, motion.score),
+        )
+        damping = torch.where(better, damping / 4.0, damping * 8.0).clamp(1e-6, 1e6)
+    return motion

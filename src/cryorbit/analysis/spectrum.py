@@ -1,0 +1,98 @@
+"""The transform of a map as a smooth function of frequency, with its gradient: what alignment samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from cryorbit.data import Volume
+
+PADDING = 2
+"""How much finer than the box's own Fourier grid the transform is sampled before linear interpolation."""
+
+
+def centred_transform(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "n n n"]:
+    """Transform with both origins at index N // 2."""
+    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(values)))
+
+
+def low_band(volume: Volume, *, kmax: int) -> Volume:
+    """The map cropped in Fourier space to the smallest even box that holds all |k| <= kmax; grey values are kept."""
+    n = volume.box
+    m = 2 * kmax + 2
+    if m >= n:
+        return volume
+    spectrum = centred_transform(volume.values)
+    low = n // 2 - m // 2
+    cube = spectrum[low : low + m, low : low + m, low : low + m].clone()
+    cube[0], cube[:, 0], cube[:, :, 0] = 0, 0, 0  # the unpaired Nyquist planes
+    small = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(cube))).real * (m / n) ** 3
+    return Volume(small, volume.pixel_size_A * n / m)
+
+
+def half_ball(*, kmin: float, kmax: int, device: torch.device) -> Int[Tensor, "p 3"]:
+    """Integer frequencies (x, y, z) with kmin <= |k| <= kmax, one of each pair k and -k."""
+    k = torch.arange(-kmax, kmax + 1, device=device)
+    x, y, z = torch.meshgrid(torch.arange(kmax + 1, device=device), k, k, indexing="ij")
+    points = torch.stack([x, y, z], -1).reshape(-1, 3)
+    radius = points.double().norm(dim=-1)
+    upper = (points[:, 0] > 0) | (points[:, 1] > 0) | ((points[:, 1] == 0) & (points[:, 2] > 0))
+    return points[(radius >= kmin) & (radius <= kmax + 1e-9) & upper]
+
+
+def at_grid(volume: Volume, points: Int[Tensor, "p 3"]) -> Complex[Tensor, "p"]:
+    """The transform at whole frequencies of the box, exactly."""
+    spectrum = centred_transform(volume.values)
+    index = points + volume.box // 2
+    return spectrum[index[:, 2], index[:, 1], index[:, 0]]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """F(q) of a map at any frequency q, in units of 1 / (box edge), by trilinear interpolation on a padded grid.
+
+    Parameters
+    ----------
+    channels
+        Shape (1, 2 or 8, m, m, m): real and imaginary part of F and, with gradient, of dF/dqx, dF/dqy, dF/dqz.
+    box
+        Edge n of the map; frequency k of the map is index m // 2 + 2 k.
+    """
+
+    channels: Float[Tensor, "1 c m m m"]
+    box: int
+
+    @classmethod
+    def of(cls, volume: Volume, *, gradient: bool = False) -> Spectrum:
+        """Prepare a map; sinc^2 of the interpolation is divided out beforehand."""
+        n = volume.box
+        m = PADDING * n
+        x = (torch.arange(n, device=volume.values.device) - n // 2).to(volume.values)
+        envelope = torch.sinc(x / m) ** 2
+        values = volume.values / (envelope[:, None, None] * envelope[:, None] * envelope)
+        parts = [values]
+        if gradient:
+            parts += [values * x, values * x[:, None], values * x[:, None, None]]
+        low = m // 2 - n // 2
+        channels = values.new_empty(1, 2 * len(parts), m, m, m)
+        for i, part in enumerate(parts):
+            padded = values.new_zeros(m, m, m)
+            padded[low : low + n, low : low + n, low : low + n] = part
+            spectrum = centred_transform(padded)
+            if i > 0:  # dF/dq = -2 pi i / n * transform of x V(x)
+                spectrum = spectrum * complex(0.0, -2.0 * math.pi / n)
+            channels[0, 2 * i], channels[0, 2 * i + 1] = spectrum.real, spectrum.imag
+        return cls(channels, n)
+
+    def sample(self, q: Float[Tensor, "*batch 3"]) -> Complex[Tensor, "c *batch"]:
+        """F, and its gradient if prepared, at frequencies q (x, y, z); zero beyond the grid."""
+        m = self.channels.shape[-1]
+        index = q * PADDING + m // 2
+        grid = (2.0 * index / (m - 1) - 1.0).reshape(1, 1, 1, -1, 3).to(self.channels.dtype)
+        values = grid_sample(self.channels, grid, mode="bilinear", align_corners=True)[0, :, 0, 0]
+        return torch.complex(values[0::2], values[1::2]).reshape(-1, *q.shape[:-1])
