@@ -1,0 +1,115 @@
+"""Molecular models: PDB and mmCIF files -> `Atoms`."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import gemmi
+import numpy as np
+import torch
+
+from cryorbit.data.atoms import Atoms
+from cryorbit.errors import BadFile
+from cryorbit.io.compressed import read_plain
+
+_FORMATS = {
+    ".pdb": gemmi.CoorFormat.Pdb,
+    ".ent": gemmi.CoorFormat.Pdb,
+    ".cif": gemmi.CoorFormat.Mmcif,
+    ".mmcif": gemmi.CoorFormat.Mmcif,
+}
+
+
+def read_atoms(
+    path: str | os.PathLike[str],
+    *,
+    assembly: str | None = None,
+    model: int = 1,
+    waters: Literal["drop", "keep"] = "drop",
+) -> Atoms:
+    """Read a model from a PDB or mmCIF file, plain or compressed.
+
+    Alternative positions are all kept, each with its occupancy.
+
+    Parameters
+    ----------
+    path
+        The model file.
+    assembly
+        Name of a biological assembly to build ("1"); None: the atoms as deposited.
+    model
+        Which model of an ensemble, from 1.
+    waters
+        Ordered waters of a crystal do not stand in a cryo-EM sample; "drop" leaves them out.
+
+    Raises
+    ------
+    BadFile
+        If the file cannot be read, or has no such model or assembly.
+    """
+    structure = _read_structure(path)
+    if not 1 <= model <= len(structure):
+        raise BadFile(f"{path}: model {model} asked for, but it has {len(structure)}. Choose one of those.")
+    chosen = structure[model - 1]
+    if assembly is not None:
+        names = [a.name for a in structure.assemblies]
+        if assembly not in names:
+            raise BadFile(
+                f"{path}: no assembly {assembly!r} (found: {', '.join(names) or 'none'}). Choose one of those."
+            )
+        built = structure.assemblies[names.index(assembly)]
+        chosen = gemmi.make_assembly(built, chosen, gemmi.HowToNameCopiedChain.AddNumber)
+    atoms = _to_atoms(chosen, keep_waters=waters == "keep")
+    if len(atoms) == 0:
+        raise BadFile(f"{path}: no atoms in model {model}. Give a file with coordinates.")
+    return atoms
+
+
+def _read_structure(path: str | os.PathLike[str]) -> gemmi.Structure:
+    name = os.fspath(path).lower()
+    for suffix in (".gz", ".bz2", ".xz", ".zst"):
+        name = name.removesuffix(suffix)
+    suffix = os.path.splitext(name)[1]
+    if suffix == ".bcif":
+        raise BadFile(
+            f"{path}: BinaryCIF, which the gemmi library cannot read. Give the entry as .cif or .pdb."
+        )
+    if suffix not in _FORMATS:
+        raise BadFile(f"{path}: not the name of a model file. Give a .pdb, .ent, .cif or .mmcif file.")
+    try:
+        text = read_plain(path).decode("utf-8", errors="replace")
+        structure = gemmi.read_structure_string(text, format=_FORMATS[suffix])
+    except (ValueError, RuntimeError) as error:
+        raise BadFile(f"{path}: not a readable model file ({error}). Download it again.") from error
+    if len(structure) == 0:
+        raise BadFile(f"{path}: no model in it. Give a file with coordinates.")
+    return structure
+
+
+def _to_atoms(model: gemmi.Model, *, keep_waters: bool) -> Atoms:
+    rows = []
+    names: dict[str, str] = {}
+    for chain in model:
+        for residue in chain:
+            if not keep_waters and residue.is_water():
+                continue
+            label = names.setdefault(residue.name, residue.name)
+            number = residue.seqid.num
+            for atom in residue:
+                x, y, z = atom.pos.tolist()
+                name = names.setdefault(atom.name, atom.name)
+                element = atom.element.atomic_number
+                rows.append((x, y, z, element, atom.b_iso, atom.occ, chain.name, label, name, number))
+    columns = list(zip(*rows, strict=True)) or [()] * 10
+    position = np.array(columns[:3], np.float32).T.reshape(-1, 3)
+    return Atoms(
+        position_A=torch.from_numpy(np.ascontiguousarray(position)),
+        atomic_number=torch.tensor(columns[3], dtype=torch.int64),
+        b_factor_A2=torch.tensor(columns[4], dtype=torch.float32),
+        occupancy=torch.tensor(columns[5], dtype=torch.float32),
+        chain=np.array(columns[6], dtype=object),
+        residue_name=np.array(columns[7], dtype=object),
+        atom_name=np.array(columns[8], dtype=object),
+        residue_number=np.array([n if n is not None else 0 for n in columns[9]], dtype=np.int64),
+    )

@@ -1,0 +1,142 @@
+"""MRC maps: files <-> `Volume`."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cryorbit.data.volume import Volume
+from cryorbit.errors import BadFile
+from cryorbit.io.atomic import atomic_path
+from cryorbit.io.compressed import read_plain
+from cryorbit.io.mrc_header import (
+    MODES,
+    MrcHeader,
+    PixelStatistics,
+    check_length,
+    header_bytes,
+    read_header,
+)
+from cryorbit.io.mrc_stack import MrcImages, StackWriter
+
+__all__ = ["MrcImages", "StackWriter", "read_map", "write_map"]
+
+_SQUARE_CELL = 1e-3
+"""Relative difference of voxel edges that still counts as a cubic voxel: headers are rounded to 3 decimals."""
+
+
+def read_map(
+    path: str | os.PathLike[str],
+    *,
+    pixel_size_A: float | None = None,
+    to_cube: Literal["refuse", "pad"] = "refuse",
+) -> Volume:
+    """Read a map, plain or compressed, whatever the order of its axes, as values[z, y, x].
+
+    Parameters
+    ----------
+    path
+        An MRC or CCP4 file of mode 0, 1, 2, 6 or 12; .gz, .bz2, .xz and .zst are unpacked on the way.
+    pixel_size_A
+        Replaces the header's voxel size; needed where the header has none.
+    to_cube
+        What to do with a map that is no cube: refuse it, or pad it with zeros around index N // 2. Padding moves
+        ORIGIN so that overlays stay right.
+
+    Raises
+    ------
+    BadFile
+        If the file is broken, its axes or cell cannot be used, or it has no voxel size.
+    """
+    header = read_header(path)
+    values = _values_zyx(path, header)
+    nstart = _in_xyz(header, header.nstart)
+    voxel = _voxel_size(path, header) if pixel_size_A is None else pixel_size_A
+    origin = header.origin_A
+    if len(set(values.shape)) != 1:
+        if to_cube == "refuse":
+            z, y, x = values.shape
+            raise BadFile(
+                f"{path}: {x} x {y} x {z} voxels, but a cube is wanted. Pad it first (read_map(to_cube='pad'))."
+            )
+        values, before = _pad_to_cube(values)
+        x, y, z = (o - b * voxel for o, b in zip(origin, reversed(before), strict=True))
+        origin = (x, y, z)
+    return Volume(torch.from_numpy(values), pixel_size_A=float(voxel), origin_A=origin, nstart=nstart)
+
+
+def write_map(path: str | os.PathLike[str], volume: Volume) -> None:
+    """Write a map as MRC2014 mode 2, with its ORIGIN and NSTART, whole or not at all.
+
+    Raises
+    ------
+    BadFile
+        If the disk refuses.
+    """
+    values = np.ascontiguousarray(volume.values.detach().to("cpu", torch.float32).numpy(), dtype="<f4")
+    statistics = PixelStatistics()
+    statistics.add(values)
+    n = volume.box
+    header = header_bytes(
+        size=(n, n, n),
+        mode=MODES["float32"],
+        pixel_size_A=volume.pixel_size_A,
+        is_stack=False,
+        statistics=statistics,
+        origin_A=volume.origin_A,
+        nstart=volume.nstart,
+    )
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(header)
+        file.write(memoryview(values).cast("B"))
+
+
+def _values_zyx(path: str | os.PathLike[str], header: MrcHeader) -> np.ndarray:
+    """All values as float32, sections x rows x columns turned into z, y, x."""
+    if sorted(header.axes) != [1, 2, 3]:
+        raise BadFile(
+            f"{path}: axes MAPC, MAPR, MAPS are {header.axes}, but each of 1, 2, 3 is wanted once. "
+            "Correct the header or export the map again."
+        )
+    raw = read_plain(path)
+    check_length(path, header, len(raw))
+    columns, rows, sections = header.size
+    start, stop = header.data_offset, header.data_offset + header.data_bytes
+    stored = np.frombuffer(raw[start:stop], header.dtype).reshape(sections, rows, columns)
+    # Axis of the file that runs along z, then y, then x; the file's axes are (section, row, column).
+    order = [2 - header.axes.index(axis) for axis in (3, 2, 1)]
+    return np.ascontiguousarray(stored.transpose(order), dtype=np.float32)
+
+
+def _in_xyz(header: MrcHeader, along_file_axes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Values given per column, row, section, in the order x, y, z."""
+    x, y, z = (along_file_axes[header.axes.index(axis)] for axis in (1, 2, 3))
+    return x, y, z
+
+
+def _voxel_size(path: str | os.PathLike[str], header: MrcHeader) -> float:
+    angles = header.cell_angles_deg
+    if any(a and abs(a - 90) > 0.01 for a in angles):
+        raise BadFile(
+            f"{path}: cell angles {angles} are not 90 degrees: a crystal's map. Resample it on cubic voxels."
+        )
+    sizes = [c / m if m > 0 else 0.0 for c, m in zip(header.cell_A, header.grid, strict=True)]
+    if not all(s > 0 for s in sizes):
+        raise BadFile(f"{path}: the header has no voxel size (cell {header.cell_A} A). State the pixel size.")
+    if max(sizes) - min(sizes) > _SQUARE_CELL * max(sizes):
+        shown = ", ".join(f"{s:.4f}" for s in sizes)
+        raise BadFile(
+            f"{path}: voxels of {shown} A are not cubes. Resample the map, or state the pixel size."
+        )
+    return sizes[0]
+
+
+def _pad_to_cube(values: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Zeros around, index N // 2 of each axis going to index N // 2 of the cube; also what went before."""
+    n = max(values.shape)
+    before = [n // 2 - m // 2 for m in values.shape]
+    widths = [(b, n - m - b) for b, m in zip(before, values.shape, strict=True)]
+    return np.pad(values, widths), before

@@ -1,0 +1,282 @@
+"""Stacks of particle images in MRC files: read through memory maps, written in chunks."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.errors import BadFile, BadInput
+from cryorbit.io.atomic import atomic_path
+from cryorbit.io.compressed import compression, decompress_to_temporary
+from cryorbit.io.mrc_header import (
+    HEADER_BYTES,
+    MODES,
+    MrcHeader,
+    PixelStatistics,
+    check_length,
+    header_bytes,
+    read_header,
+)
+
+_OPEN_MAPS = 100
+"""Memory maps kept open; a data set may have one stack per micrograph."""
+_CHUNK_BYTES = 32 << 20
+"""Most that is converted at one time, so that half-precision stacks need no second copy in memory."""
+
+
+class MrcImages:
+    """Images of one or many MRC stacks, read from disk when asked for: an `ImageSource`.
+
+    Parameters
+    ----------
+    paths
+        The stacks, each once.
+    file_index, section
+        Per image: which stack, and which image in it (from 0). None: all images of all stacks in order.
+    table
+        The file that lists the images, for messages.
+    row_offset
+        Row of the first image in `table`, as its reader counts (1 for the first).
+
+    Raises
+    ------
+    BadFile
+        If a stack is missing, truncated, of another size, or has no such image. Pixels are checked to be finite
+        when they are read.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        file_index: np.ndarray | None = None,
+        section: np.ndarray | None = None,
+        table: str | None = None,
+    ) -> None:
+        if not paths:
+            raise BadInput("MrcImages: no stacks. Give at least one file.")
+        self.paths = tuple(Path(p) for p in paths)
+        self.table = table
+        self.headers = tuple(_stack_header(p) for p in self.paths)
+        counts = np.array([h.size[2] for h in self.headers])
+        if file_index is None or section is None:
+            file_index = np.repeat(np.arange(len(counts)), counts)
+            section = np.concatenate([np.arange(n) for n in counts])
+        self.file_index = file_index.astype(np.int32)
+        self.section = section.astype(np.int32)
+        self._check_sizes()
+        self._check_sections(counts)
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def box(self) -> int:
+        """Edge of an image in pixels."""
+        return self.headers[0].size[0]
+
+    def __len__(self) -> int:
+        return len(self.section)
+
+    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+        """The chosen images as float32, in the order asked for; read in the order they lie on the disk.
+
+        Raises
+        ------
+        BadFile
+            If a pixel is not finite, naming stack, image and row.
+        """
+        rows = _as_rows(index, len(self))
+        out = torch.empty(len(rows), self.box, self.box)
+        pixels = out.numpy()
+        order = np.lexsort((self.section[rows], self.file_index[rows]))
+        files = self.file_index[rows[order]]
+        cuts = np.flatnonzero(np.diff(files)) + 1
+        chunk = max(1, _CHUNK_BYTES // (self.box * self.box * 4))
+        for places in np.split(order, cuts):
+            stack = self._map(int(self.file_index[rows[places[0]]])) if len(places) else None
+            for start in range(0, len(places), chunk):
+                part = places[start : start + chunk]
+                pixels[part] = stack[self.section[rows[part]]]  # pyright: ignore[reportOptionalSubscript]
+        self._check_finite(out, rows)
+        return out
+
+    def image_name(self, row: int) -> str:
+        """`index@stack`, index from 1: how RELION would name the image."""
+        return f"{int(self.section[row]) + 1:06d}@{self.paths[int(self.file_index[row])]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": OrderedDict()}  # workers open their own maps
+
+    def _map(self, file: int) -> np.ndarray:
+        if file in self._maps:
+            self._maps.move_to_end(file)
+            return self._maps[file]
+        while len(self._maps) >= _OPEN_MAPS:
+            self._maps.popitem(last=False)
+        path, header = self.paths[file], self.headers[file]
+        columns, rows, sections = header.size
+        shape = (sections, rows, columns)
+        if compression(path) is None:
+            # Checked again: a stack may have been cut since it was first seen, and reading past its end kills.
+            check_length(path, header, os.path.getsize(path))
+            mapped = np.memmap(path, header.dtype, mode="r", offset=header.data_offset, shape=shape)
+        else:
+            with decompress_to_temporary(path) as plain:
+                check_length(path, header, os.fstat(plain.fileno()).st_size)
+                mapped = np.memmap(plain, header.dtype, mode="r", offset=header.data_offset, shape=shape)
+        self._maps[file] = mapped
+        return mapped
+
+    def _where(self, row: int) -> str:
+        """Stack and image, and the row of the table that asked for it."""
+        name = f"{self.paths[int(self.file_index[row])]}: image {int(self.section[row]) + 1}"
+        return name if self.table is None else f"{name} ({self.table}, row {row + 1})"
+
+    def _check_sizes(self) -> None:
+        box = self.box
+        for path, header in zip(self.paths, self.headers, strict=True):
+            columns, rows, _ = header.size
+            if columns != rows:
+                raise BadFile(
+                    f"{path}: images of {columns} x {rows} pixels are not square. Extract square boxes."
+                )
+            if columns != box:
+                raise BadFile(
+                    f"{path}: images of {columns} pixels, but those of {self.paths[0]} have {box}. "
+                    "Extract all particles with one box size."
+                )
+
+    def _check_sections(self, counts: np.ndarray) -> None:
+        bad = (self.section < 0) | (self.section >= counts[self.file_index])
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise BadFile(
+                f"{self._where(row)} does not exist: the stack has {counts[self.file_index[row]]} images. "
+                "Use the stack that belongs to this file, or remove the row."
+            )
+
+    def _check_finite(self, images: Tensor, rows: np.ndarray) -> None:
+        bad = ~torch.isfinite(images.flatten(1).sum(1))
+        for i in torch.nonzero(bad).flatten().tolist():
+            if not torch.isfinite(images[i]).all():
+                raise BadFile(
+                    f"{self._where(int(rows[i]))} has pixels that are not finite (NaN or infinite). "
+                    "Remove that row, or extract the particle again."
+                )
+
+
+def _as_rows(index: slice | Tensor, n: int) -> np.ndarray:
+    """Row numbers from 0 for a slice, an integer tensor or a mask."""
+    if isinstance(index, slice):
+        return np.arange(n)[index]
+    if index.dtype == torch.bool:
+        return np.flatnonzero(index.cpu().numpy())
+    rows = index.cpu().numpy().astype(np.int64)
+    if rows.size and (rows.max() >= n or rows.min() < -n):
+        raise BadInput(f"images: row {int(np.abs(rows).max())} asked for, but there are {n} images.")
+    return rows % n if n else rows
+
+
+def _stack_header(path: Path) -> MrcHeader:
+    if not path.exists():
+        raise BadFile(f"{path}: there is no such stack. Give its folder (--data-dir) or correct the path.")
+    return read_header(path)
+
+
+class StackWriter:
+    """Write a stack of images in chunks, whole or not at all.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> with StackWriter(folder / "a.mrcs", box=8, pixel_size_A=2.0) as stack:
+    ...     stack.append(torch.zeros(3, 8, 8))
+    >>> len(MrcImages([folder / "a.mrcs"]))
+    3
+
+    Parameters
+    ----------
+    path
+        Where the stack goes when the block ends; if it raises, nothing is left there.
+    box
+        Edge of an image in pixels.
+    pixel_size_A
+        Goes into the header.
+    dtype
+        "float32" (mode 2) or "float16" (mode 12, half the disk; what RELION 4 and later can read).
+
+    Raises
+    ------
+    BadFile
+        If the disk refuses, a full one among others.
+    BadInput
+        If an image has another size or is not finite, or no image was written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        box: int,
+        pixel_size_A: float,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        self.path = Path(path)
+        self.box = box
+        self.pixel_size_A = pixel_size_A
+        self.dtype = dtype
+        self.count = 0
+        self._statistics = PixelStatistics()
+        self._exits = ExitStack()
+        self._file: Any = None
+
+    def __enter__(self) -> StackWriter:
+        temporary = self._exits.enter_context(atomic_path(self.path))
+        self._file = self._exits.enter_context(open(temporary, "wb"))
+        self._file.write(bytes(HEADER_BYTES))
+        return self
+
+    def append(self, images: Float[Tensor, "n h w"]) -> None:
+        """Add images at the end."""
+        if tuple(images.shape[1:]) != (self.box, self.box):
+            raise BadInput(
+                f"{self.path}: images of {tuple(images.shape[1:])} in a stack of {self.box} pixels."
+            )
+        if images.shape[0] == 0:
+            return
+        kind = {"float32": "<f4", "float16": "<f2"}[self.dtype]
+        with np.errstate(over="ignore"):
+            pixels = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=kind)
+        if not np.isfinite(pixels).all():
+            raise BadInput(
+                f"{self.path}: an image has pixels that {self.dtype} cannot hold. Normalise it, or use float32."
+            )
+        self._statistics.add(pixels)
+        self.count += images.shape[0]
+        self._file.write(memoryview(pixels).cast("B"))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._exits.__exit__(kind, error, trace)
+            return
+        with self._exits:
+            self._file.seek(0)
+            self._file.write(
+                header_bytes(
+                    size=(self.box, self.box, self.count),
+                    mode=MODES[self.dtype],
+                    pixel_size_A=self.pixel_size_A,
+                    is_stack=True,
+                    statistics=self._statistics,
+                )
+            )

@@ -1,0 +1,367 @@
+"""RELION particle tables (3.0, 3.1, 4, 5) -> `ParticleStack`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cryorbit.data.ctf import CTF
+from cryorbit.data.particles import ImageSource, ParticleStack
+from cryorbit.data.pose import Pose
+from cryorbit.errors import BadFile
+from cryorbit.geometry.conventions import relion_angles_to_matrix
+from cryorbit.io.locate import StackLocator
+from cryorbit.io.mrc_stack import MrcImages
+from cryorbit.io.notices import (
+    DefaultOpticsWarning,
+    PixelOriginsWarning,
+    PixelSizeWarning,
+    PlaceholderPoseWarning,
+)
+from cryorbit.io.relion_table import RelionTables
+from cryorbit.io.sources import AbsentImages, with_sign
+from cryorbit.io.star import read_star
+
+Origins = Literal["auto", "angstrom", "pixels"]
+ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+ORIGINS_A = ("rlnOriginXAngst", "rlnOriginYAngst")
+ORIGINS_PX = ("rlnOriginX", "rlnOriginY")
+MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+SIGN = "cryorbitImageSign"
+"""Our own column: what the stored image is multiplied by so that protein is light."""
+PLACEHOLDER_DEG = -999.0
+"""What RELION writes for an angle that is not known."""
+CTF_LABELS = {
+    "defocus_u_A": ("rlnDefocusU", None),
+    "defocus_v_A": ("rlnDefocusV", None),
+    "astigmatism_angle_deg": ("rlnDefocusAngle", 0.0),
+    "voltage_kV": ("rlnVoltage", 200.0),
+    "cs_mm": ("rlnSphericalAberration", 0.0),
+    "amplitude_contrast": ("rlnAmplitudeContrast", 0.0),
+    "phase_shift_deg": ("rlnPhaseShift", 0.0),
+    "b_factor_A2": ("rlnCtfBfactor", 0.0),
+    "scale": ("rlnCtfScalefactor", 1.0),
+}
+"""Field of `CTF`: RELION's label and RELION's default (None: see `ctf_from_relion`)."""
+_PIXEL_LABELS = ("rlnImagePixelSize", "rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize")
+
+
+def read_relion(
+    path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    origins: Origins = "auto",
+    pixel_size_A: float | None = None,
+    images: Literal["present", "absent"] = "present",
+) -> ParticleStack:
+    """Read a RELION STAR file of particles.
+
+    Parameters are those of `cryorbit.io.particles.read_particles`.
+
+    Raises
+    ------
+    BadFile
+        With file, row and remedy.
+    """
+    tables = RelionTables.split(read_star(path), str(path))
+    _refuse_what_we_cannot_use(tables)
+    names = tables.values("rlnImageName")
+    if names is None:
+        raise BadFile(
+            f"{path}: the particles table has no rlnImageName. Give the file of extracted particles."
+        )
+    pixel_size = pixel_size_from_relion(tables, pixel_size_A)
+    source = _images(tables, names, data_dir, images)
+    if pixel_size is None:
+        pixel_size = _pixel_size_from_header(tables, source)
+    groups = tables.particles.get("rlnOpticsGroup")
+    micrographs = tables.values("rlnMicrographName")
+    shown = {"particles": tables.particles, **({} if tables.optics is None else {"optics": tables.optics})}
+    return ParticleStack(
+        images=with_sign(source, tables.values(SIGN)),
+        pixel_size_A=pixel_size,
+        ids=image_ids(names),
+        ctf=ctf_from_relion(tables),
+        pose=pose_from_relion(tables, pixel_size, origins),
+        half_set=half_set_from_relion(tables),
+        micrograph=None if micrographs is None else micrographs.astype(object),
+        optics_group=None if groups is None else torch.from_numpy(groups.to_numpy().astype(np.int64)),
+        tables={**shown, **tables.others},
+        source=str(path),
+    )
+
+
+def image_ids(names: np.ndarray) -> np.ndarray:
+    """Stable, unique names: `index@stack` as the file has it, `#2`, `#3` ... for images listed again."""
+    ids = np.array([n.removesuffix(":mrcs") for n in names.tolist()], dtype=object)
+    series = pd.Series(ids, dtype=object)
+    if series.duplicated().any():
+        seen = series.groupby(series).cumcount().to_numpy()
+        ids = np.array([f"{i}#{k + 1}" if k else i for i, k in zip(ids, seen, strict=True)], dtype=object)
+    return ids
+
+
+def pixel_size_from_relion(tables: RelionTables, given_A: float | None) -> float | None:
+    """Pixel size in angstrom that all particles share: given, else from the tables, else None.
+
+    Raises
+    ------
+    BadFile
+        If optics groups differ, or a value is not positive.
+    """
+    found = None
+    label = next((name for name in _PIXEL_LABELS if tables.where(name)), None)
+    if label is not None:
+        found = tables.numbers(label)
+    elif tables.where("rlnMagnification") and tables.where("rlnDetectorPixelSize"):
+        label = "rlnDetectorPixelSize / rlnMagnification"
+        magnification = tables.numbers("rlnMagnification")
+        if (magnification <= 0).any():
+            row = int(np.flatnonzero(magnification <= 0)[0])
+            raise BadFile(f"{tables.path}: row {row + 1}: rlnMagnification is not positive. Correct it.")
+        found = 1e4 * tables.numbers("rlnDetectorPixelSize") / magnification
+    elif tables.where("rlnPixelSize"):
+        label = "rlnPixelSize"
+        found = tables.numbers(label)
+    if found is None or label is None:
+        return given_A
+    if given_A is not None:
+        differs = np.abs(found - given_A) > 1e-3 * given_A
+        if differs.any():
+            warnings.warn(
+                f"{tables.path}: pixel size {given_A:g} A as you gave it, though the file says {found[differs][0]:g} A.",
+                PixelSizeWarning,
+                stacklevel=4,
+            )
+        return given_A
+    size = tables.one_value(found, "a pixel size of", " A")
+    if size <= 0:
+        raise BadFile(
+            f"{tables.path}: {label} is {size:g} A, not positive. Correct it or state the pixel size."
+        )
+    return size
+
+
+def pose_from_relion(tables: RelionTables, pixel_size_A: float, origins: Origins) -> Pose | None:
+    """Poses in the house frame: A(rot, tilt, psi), and shift_A = -origin. None where an angle is missing or -999."""
+    if any(tables.where(label) is None for label in ANGLES):
+        return None
+    angles = np.stack([tables.numbers(label) for label in ANGLES], 1)
+    unknown = (angles == PLACEHOLDER_DEG).any(1)
+    if unknown.all():
+        return None
+    if unknown.any():
+        row = int(np.flatnonzero(unknown)[0])
+        warnings.warn(
+            f"{tables.path}: {int(unknown.sum())} of {len(tables)} particles (the first in row {row + 1}) have -999 "
+            "for an angle, so the poses are left out. Remove those rows to use the others.",
+            PlaceholderPoseWarning,
+            stacklevel=4,
+        )
+        return None
+    rotation = relion_angles_to_matrix(torch.from_numpy(angles)).to(torch.float32)
+    shift = 0.0 - origins_A(tables, pixel_size_A, origins)
+    return Pose(rotation, _float(shift))
+
+
+def origins_A(tables: RelionTables, pixel_size_A: float, origins: Origins) -> np.ndarray:
+    """rlnOrigin in angstrom, (n, 2).
+
+    With an optics table RELION takes the angstrom columns and nothing else; without one, the pixel columns.
+
+    Raises
+    ------
+    BadFile
+        If the columns asked for are missing.
+    """
+    has_A = all(tables.where(label) for label in ORIGINS_A)
+    has_px = all(tables.where(label) for label in ORIGINS_PX)
+    if origins == "pixels" and not has_px:
+        raise BadFile(f"{tables.path}: no rlnOriginX and rlnOriginY in pixels. Read it with origins 'auto'.")
+    if origins == "angstrom" and not has_A:
+        raise BadFile(f"{tables.path}: no rlnOriginXAngst and rlnOriginYAngst. Read it with origins 'auto'.")
+    old_file = tables.optics is None
+    use_px = origins == "pixels" or (origins == "auto" and has_px and (old_file or not has_A))
+    if not use_px:
+        return np.stack([tables.numbers(label, 0.0) for label in ORIGINS_A], 1)
+    in_A = np.stack([tables.numbers(label) for label in ORIGINS_PX], 1) * pixel_size_A
+    if origins == "pixels" or old_file or not in_A.any():
+        return in_A
+    warnings.warn(
+        f"{tables.path}: shifts stand only in pixels (rlnOriginX/Y) beside an optics table, and RELION 3.1 and later "
+        "read such a file as not shifted; so do we. Say origins 'pixels' to use them.",
+        PixelOriginsWarning,
+        stacklevel=5,
+    )
+    return np.zeros_like(in_A)
+
+
+def ctf_from_relion(tables: RelionTables) -> CTF | None:
+    """CTF parameters, looked up in the particle table, then the optics table, then RELION's defaults.
+
+    None where there is no rlnDefocusU. rlnDefocusV defaults to rlnDefocusU.
+    """
+    if tables.where("rlnDefocusU") is None:
+        return None
+    values: dict[str, Tensor] = {}
+    missing = []
+    for field, (label, default) in CTF_LABELS.items():
+        if field == "defocus_v_A" and tables.where(label) is None:
+            values[field] = values["defocus_u_A"]
+            continue
+        if field in ("voltage_kV", "cs_mm", "amplitude_contrast") and tables.where(label) is None:
+            missing.append(f"{label} ({default:g} is used)")
+        values[field] = _float(tables.numbers(label, default))
+    if missing:
+        warnings.warn(
+            f"{tables.path}: no {', '.join(missing)}: RELION's defaults. Add the true values to the optics table.",
+            DefaultOpticsWarning,
+            stacklevel=4,
+        )
+    tilt = None
+    if tables.where("rlnBeamTiltX") and tables.where("rlnBeamTiltY"):
+        tilt = np.stack([tables.numbers("rlnBeamTiltX"), tables.numbers("rlnBeamTiltY")], 1)
+    magnification = None
+    if all(tables.where(label) for label in MAGNIFICATION):
+        magnification = np.stack([tables.numbers(label) for label in MAGNIFICATION], 1).reshape(-1, 2, 2)
+        if (magnification == np.eye(2)).all():
+            magnification = None
+    return CTF(
+        **values,
+        beam_tilt_mrad=_unless_zero(tilt),
+        odd_zernike=_unless_zero(_zernike(tables, "rlnOddZernike")),
+        even_zernike=_unless_zero(_zernike(tables, "rlnEvenZernike")),
+        magnification=None if magnification is None else _float(magnification),
+    )
+
+
+def half_set_from_relion(tables: RelionTables) -> Tensor | None:
+    """rlnRandomSubset where it holds 1 and 2, else None."""
+    if tables.where("rlnRandomSubset") is None:
+        return None
+    subset = tables.numbers("rlnRandomSubset")
+    if not np.isin(subset, (1, 2)).all():
+        return None
+    return torch.from_numpy(subset.astype(np.int64))
+
+
+def _float(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _unless_zero(values: np.ndarray | None) -> Tensor | None:
+    return None if values is None or not values.any() else _float(values)
+
+
+def _zernike(tables: RelionTables, label: str) -> np.ndarray | None:
+    """Bracketed comma lists, one per particle or optics group, as an array filled up with zeros."""
+    texts = tables.values(label)
+    if texts is None:
+        return None
+    unique, inverse = np.unique(texts.astype(str), return_inverse=True)
+    lists = []
+    for text in unique:
+        try:
+            lists.append([float(v) for v in text.strip("[]").split(",") if v.strip()])
+        except ValueError:
+            raise BadFile(
+                f"{tables.path}: {label} is {text!r}, a list like [0,0.1,2] is wanted. Correct it."
+            ) from None
+    width = max(map(len, lists), default=0)
+    if width == 0:
+        return None
+    return np.array([v + [0.0] * (width - len(v)) for v in lists])[inverse]
+
+
+def _refuse_what_we_cannot_use(tables: RelionTables) -> None:
+    path = tables.path
+    for label, what in (
+        ("rlnCtfDataAreCtfPremultiplied", "multiplied by their CTF"),
+        ("rlnCtfDataArePhaseFlipped", "phase-flipped"),
+    ):
+        if tables.where(label) and tables.numbers(label).any():
+            row = int(np.flatnonzero(tables.numbers(label))[0])
+            raise BadFile(
+                f"{path}: row {row + 1}: the images are {what} ({label} is 1), which is not supported. "
+                "Extract the particles again without that option."
+            )
+    general = tables.others.get("general")
+    if general is not None and general.get("rlnTomoSubTomosAre2DStacks", pd.Series([0])).iloc[0] == 1:
+        raise BadFile(
+            f"{path}: particles are stacks of tilted images (rlnTomoSubTomosAre2DStacks), which is not "
+            "supported. Give single-particle images."
+        )
+    if tables.where("rlnImageDimensionality") and (tables.numbers("rlnImageDimensionality") != 2).any():
+        raise BadFile(
+            f"{path}: particles are subtomograms (rlnImageDimensionality is not 2), which is not supported. "
+            "Give single-particle images."
+        )
+
+
+def _images(
+    tables: RelionTables,
+    names: np.ndarray,
+    data_dir: str | os.PathLike[str] | None,
+    images: Literal["present", "absent"],
+) -> ImageSource:
+    stacks, file_index, section = split_image_names(names, tables.path)
+    box = None
+    if tables.where("rlnImageSize"):
+        box = int(tables.one_value(tables.numbers("rlnImageSize"), "an image size of", " px"))
+    if images == "absent":
+        return AbsentImages(len(names), tables.path, box)
+    first_rows = np.unique(file_index, return_index=True)[1]
+    paths = StackLocator(tables.path, data_dir=data_dir).find_all(stacks, first_rows)
+    source = MrcImages(paths, file_index=file_index, section=np.maximum(section, 0), table=tables.path)
+    for row in np.flatnonzero(section < 0)[:1]:
+        header = source.headers[int(file_index[row])]
+        if header.size[2] > 1:
+            raise BadFile(
+                f"{tables.path}: row {row + 1}: {names[row]} is a file of {header.size[2]} sections and the "
+                "row does not say which (index@stack). Give single-particle images."
+            )
+    if box is not None and box != source.box:
+        raise BadFile(
+            f"{tables.path}: rlnImageSize is {box} px, but the images in {paths[0]} have {source.box} px. "
+            "Use the stacks that belong to this file, or correct the optics table."
+        )
+    return source
+
+
+def split_image_names(names: np.ndarray, path: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The distinct stacks, the stack of each image, and its section from 0 (-1 where no index is given)."""
+    stacks: dict[str, int] = {}
+    file_index = np.empty(len(names), np.int32)
+    section = np.empty(len(names), np.int32)
+    for row, name in enumerate(names.tolist()):
+        number, at, stack = name.partition("@")
+        if not at:
+            number, stack = "0", name
+        elif not number.isdecimal() or int(number) < 1 or not stack:
+            raise BadFile(
+                f"{path}: row {row + 1}: rlnImageName is {name!r}, wanted like 000001@stack.mrcs, counted "
+                "from 1. Correct or remove that row."
+            )
+        section[row] = int(number) - 1
+        file_index[row] = stacks.setdefault(stack.removesuffix(":mrcs"), len(stacks))
+    return list(stacks), file_index, section
+
+
+def _pixel_size_from_header(tables: RelionTables, source: ImageSource) -> float:
+    header = source.headers[0].pixel_size_A if isinstance(source, MrcImages) else 0.0
+    if header <= 0:
+        raise BadFile(
+            f"{tables.path}: no pixel size, neither in the tables nor in the stack. State the pixel size."
+        )
+    warnings.warn(
+        f"{tables.path}: no pixel size in the tables; {header:g} A is taken from the stack's header.",
+        PixelSizeWarning,
+        stacklevel=4,
+    )
+    return header

@@ -1,0 +1,110 @@
+"""Image sources that a reader needs besides stacks on disk, and the way back from a source to its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.data.particles import ImageSource, SelectedImages
+from cryorbit.errors import BadFile
+from cryorbit.io.mrc_stack import MrcImages
+
+
+@dataclass(frozen=True, eq=False)
+class SignedImages:
+    """Images of another source times +1 or -1 each, so that protein is light."""
+
+    source: ImageSource
+    sign: Float[Tensor, "n"]
+
+    @property
+    def box(self) -> int:
+        """Edge of an image in pixels."""
+        return self.source.box
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+        return self.source[index] * self.sign[index][:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class AbsentImages:
+    """Images whose table was read without looking for the stacks: for conversion of metadata."""
+
+    count: int
+    listed_in: str
+    known_box: int | None
+
+    @property
+    def box(self) -> int:
+        """Edge of an image in pixels.
+
+        Raises
+        ------
+        BadFile
+            If the table does not say.
+        """
+        if self.known_box is None:
+            raise BadFile(
+                f"{self.listed_in}: the box size stands only in the stacks, which were not opened. Read with the stacks present."
+            )
+        return self.known_box
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+        raise BadFile(
+            f"{self.listed_in}: read without its images, so there are no pixels. Read with the stacks present."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Where the images of a source lie on disk."""
+
+    images: MrcImages
+    rows: np.ndarray
+    """Per image, its row in `images`."""
+    sign: np.ndarray
+    """Per image, +1 or -1: what the stored pixels are multiplied by."""
+
+    def file_index(self) -> np.ndarray:
+        """Per image, which of `images.paths` holds it."""
+        return self.images.file_index[self.rows]
+
+    def section(self) -> np.ndarray:
+        """Per image, its number in the stack, from 0."""
+        return self.images.section[self.rows]
+
+
+def on_disk(source: ImageSource) -> FileImages | None:
+    """The files behind a source, seen through selections and signs; None where the pixels are not in files."""
+    if isinstance(source, MrcImages):
+        n = len(source)
+        return FileImages(source, np.arange(n), np.ones(n, np.float32))
+    if isinstance(source, SelectedImages):
+        inner = on_disk(source.source)
+        if inner is None:
+            return None
+        chosen = source.rows.cpu().numpy()
+        return FileImages(inner.images, inner.rows[chosen], inner.sign[chosen])
+    if isinstance(source, SignedImages):
+        inner = on_disk(source.source)
+        if inner is None:
+            return None
+        return FileImages(inner.images, inner.rows, inner.sign * source.sign.cpu().numpy().astype(np.float32))
+    return None
+
+
+def with_sign(source: ImageSource, sign: np.ndarray | None) -> ImageSource:
+    """`source` itself where every sign is +1."""
+    if sign is None or (sign == 1).all():
+        return source
+    return SignedImages(source, torch.from_numpy(sign.astype(np.float32)))
