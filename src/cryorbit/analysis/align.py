@@ -19,7 +19,7 @@ from cryorbit.data import Volume
 from cryorbit.errors import BadInput
 
 _FINE_KMAX = 32
-"""Most shells the refinement looks at: 32 shells of a ribosome's box already fix the angle to 0.02 degrees."""
+"""Most shells the refinement looks at: so many of a ribosome's box fix the angle to 0.02 degrees."""
 
 _MIDDLE_RESOLUTION_A = 12.0
 """Where rotations are searched and hands compared, if the maps reach that far."""
@@ -30,19 +30,19 @@ UNDETERMINED_GAP = 0.02
 
 @dataclass(frozen=True, eq=False)
 class MapAlignment:
-    """A map brought onto a reference: aligned(x) = given(rotation @ x + shift), `given` mirrored if hand is -1.
+    """A map brought onto a reference: aligned(x) = given(rotation @ x + shift), mirrored first if hand is -1.
 
     Parameters
     ----------
     hand
         +1, or -1 if the moving map was mirrored (z reversed about index N // 2) first.
     score
-        Correlation of the whitened maps over the shells used, weighted towards low frequencies; 1 for equal maps.
+        Correlation of the whitened maps over the shells used, low ones counting more; 1 for equal maps.
     scores
         The best score of each hand tried.
     significance
-        Standard deviations of the best start above all others tried; unrelated maps stay below about 6. NaN when
-        nothing was searched.
+        Standard deviations of the best start above all rotations tried: unrelated maps give about 5.
+        NaN when nothing was searched.
     """
 
     rotation: Float[Tensor, "3 3"]
@@ -229,7 +229,7 @@ def refine_alignment(
     shift_A: Float[Tensor, "3"],
     hand: int = 1,
 ) -> MapAlignment:
-    """As `align_map`, from a start: x_moving = rotation @ x_reference + shift in the map mirrored if hand is -1.
+    """As `align_map`, from a start: x_moving = rotation @ x_reference + shift, mirrored first if hand is -1.
 
     `PoseErrors.gauge`, `.map_shift_A` and `.hand` are such a start for a map made from predicted poses.
     """

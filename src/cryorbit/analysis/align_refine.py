@@ -12,11 +12,12 @@ from torch import Tensor
 from cryorbit.analysis.align_search import shell_rms
 from cryorbit.analysis.spectrum import Spectrum, at_grid, half_ball
 from cryorbit.data import Volume
+from cryorbit.geometry.rotations import rotvec_to_matrix
 
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """x_moving = rotation @ x_reference + shift for k starts, shift as a fraction of the box, with its score."""
+    """x_moving = rotation @ x_reference + shift of k starts; shifts are fractions of the box."""
 
     rotation: Float[Tensor, "k 3 3"]
     shift: Float[Tensor, "k 3"]
@@ -31,7 +32,7 @@ class Motion:
 class Target:
     """The reference's whitened coefficients and, per point, what multiplies the moving map's.
 
-    C = sum weight Re(conj(values) F), at most 1; `curvature` = weight / rms of F makes the Gauss-Newton matrix.
+    C = sum weight Re(conj(values) F), at most 1; `curvature` = weight / rms(F) makes the Gauss-Newton matrix.
     """
 
     points: Float[Tensor, "p 3"]
@@ -48,7 +49,7 @@ class Target:
         kmax: int,
         shell_weight: Float[Tensor, "shells"] | None = None,
     ) -> Target:
-        """Coefficients 1 <= |k| <= kmax, every shell of both maps at unit power times `shell_weight` (or 1 / k)."""
+        """Coefficients 1 <= |k| <= kmax, shells at unit power times `shell_weight` (or 1 / k)."""
         points = half_ball(kmin=1.0, kmax=kmax, device=reference.values.device)
         radius = points.double().norm(dim=-1)
         shell = (radius + 0.5).floor().long()
@@ -66,16 +67,6 @@ class Target:
         )
 
 
-def rotation_from_vector(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rodrigues' formula, smooth at zero."""
-    angle = vector.norm(dim=-1)[..., None, None]
-    x, y, z = vector.unbind(-1)
-    o = torch.zeros_like(x)
-    k = torch.stack([o, -z, y, z, o, -x, -y, x, o], -1).reshape(*vector.shape[:-1], 3, 3)
-    one = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return one + torch.sinc(angle / math.pi) * k + 0.5 * torch.sinc(angle / (2 * math.pi)) ** 2 * (k @ k)
-
-
 def _phase(q: Tensor, shift: Tensor) -> Complex[Tensor, "k p"]:
     return torch.exp(2j * math.pi * (q @ shift[..., None])[..., 0])
 
@@ -88,7 +79,7 @@ def correlation(moving: Spectrum, target: Target, motion: Motion) -> Float[Tenso
 
 
 def _slopes(moving: Spectrum, target: Target, motion: Motion) -> tuple[Tensor, Tensor]:
-    """Gradient of C (k, 6) and Gauss-Newton matrix (k, 6, 6); parameters are a turn on the left, then the shift."""
+    """Gradient of C (k, 6) and Gauss-Newton matrix (k, 6, 6), for a turn on the left and then the shift."""
     q = target.points @ motion.rotation.mT
     sampled = moving.sample(q)
     phase = _phase(q, motion.shift)
@@ -115,7 +106,7 @@ def refine(moving: Spectrum, target: Target, start: Motion, *, steps: int) -> Mo
         scale = motion.score.double().clamp(0.1, 1.0)[:, None, None]
         change = torch.linalg.solve(scale * (matrix + diagonal), gradient).to(motion.shift)
         trial = Motion(
-            rotation_from_vector(change[:, :3]) @ motion.rotation, motion.shift + change[:, 3:], motion.score
+            rotvec_to_matrix(change[:, :3]) @ motion.rotation, motion.shift + change[:, 3:], motion.score
         )
         score = correlation(moving, target, trial)
         better = score > motion.score

@@ -21,14 +21,14 @@ _BATCH = 32
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Starts for refinement: x_moving = rotation @ x_reference + shift, with the reference's box as unit of length.
+    """Starts for refinement: x_moving = rotation @ x_reference + shift, in units of the box.
 
     Parameters
     ----------
     score
         Correlation of the whitened maps, -1 to 1; comparable within one search only.
     significance
-        How many standard deviations the best score is above the mean of the best scores of all rotations tried.
+        How many standard deviations the best score is above the mean of all rotations tried.
     """
 
     rotation: Float[Tensor, "k 3 3"]
@@ -112,8 +112,8 @@ def search_rotations(
 ) -> Candidates:
     """All rotations about given centres, by spherical harmonics of the shells 2 to kmax.
 
-    Finer than `search_translations`, for maps that are nearly balls at low resolution; centres are fractions of the
-    box from its origin.
+    Finer than `search_translations`, for maps that are nearly balls at low resolution; centres are
+    fractions of the box from its origin.
     """
     degrees = min(32, max(12, 2 * kmax))
     sphere = SphereGrid.of_degree(degrees)

@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryorbit.data import Volume
 from cryorbit.errors import BadInput
+from cryorbit.fourier.shells import shell_index, shell_sum
 
 RANDOMISE_BELOW = 0.8
 """RELION randomises phases from the first shell whose unmasked correlation is below this."""
 
 MASK_EFFECT_LIMIT = 0.1
-"""Above this correlation of phase-randomised maps, at the final resolution, the mask is too tight to believe."""
+"""If phase-randomised maps correlate more than this at the final resolution, the mask is too tight."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,8 @@ class ShellCorrelation:
 class MaskedCorrelation:
     """FSC of two half maps without a mask, with it, with it after randomising phases, and corrected for it.
 
-    corrected = masked up to two shells past `randomised_from`, then (masked - noise) / (1 - noise), where noise
-    is the masked correlation of the phase-randomised maps (Chen et al., Ultramicroscopy 135, 2013).
+    corrected = masked up to two shells past `randomised_from`, then (masked - noise) / (1 - noise), where
+    noise is the masked correlation of the phase-randomised maps (Chen et al., Ultramicroscopy 135, 2013).
 
     Parameters
     ----------
@@ -101,38 +102,16 @@ class MaskedCorrelation:
         return in_random_range and float(self.randomised.correlation[shell]) > MASK_EFFECT_LIMIT
 
 
-def shell_labels(n: int, *, device: torch.device | None = None) -> Int[Tensor, "n n half"]:
-    """Shell |k| rounded (half upwards) of each coefficient of `torch.fft.rfftn` of an n-cube."""
-    k = torch.fft.fftfreq(n, d=1.0 / n, device=device, dtype=torch.float64).round()
-    half = torch.arange(n // 2 + 1, device=device, dtype=torch.float64)
-    radius2 = k[:, None, None] ** 2 + k[None, :, None] ** 2 + half[None, None, :] ** 2
-    return (radius2.sqrt() + 0.5).floor().long()
-
-
-def _half_weights(n: int, *, device: torch.device) -> Float[Tensor, "half"]:
-    """How many coefficients of the whole transform each column of the half transform stands for."""
-    weight = torch.full((n // 2 + 1,), 2.0, dtype=torch.float64, device=device)
-    weight[0] = 1.0
-    if n % 2 == 0:
-        weight[-1] = 1.0
-    return weight
-
-
 def _correlate(
     f1: Complex[Tensor, "n n half"], f2: Complex[Tensor, "n n half"], *, n: int, pixel_size_A: float
 ) -> ShellCorrelation:
     """Shell correlation of two half transforms."""
-    label = shell_labels(n, device=f1.device).reshape(-1)
-    keep = label <= n // 2
-    label = label[keep]
-    weight = _half_weights(n, device=f1.device)
 
-    def shell_sum(values: Tensor) -> Tensor:
-        flat = (values.double() * weight).reshape(-1)[keep]
-        return torch.zeros(n // 2 + 1, dtype=torch.float64, device=f1.device).index_add_(0, label, flat)
+    def total(values: Tensor) -> Tensor:
+        return shell_sum(values.double(), n=n, ndim=3)
 
-    cross = shell_sum(f1.real * f2.real + f1.imag * f2.imag)
-    norm = (shell_sum(f1.abs() ** 2) * shell_sum(f2.abs() ** 2)).sqrt()
+    cross = total(f1.real * f2.real + f1.imag * f2.imag)
+    norm = (total(f1.abs() ** 2) * total(f2.abs() ** 2)).sqrt()
     correlation = torch.where(norm > 0, cross / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
     shell = torch.arange(n // 2 + 1, dtype=torch.float64, device=f1.device)
     return ShellCorrelation(shell / (n * pixel_size_A), correlation)
@@ -184,7 +163,7 @@ def randomise_phases(
     noise = torch.randn(values.shape, generator=generator, device=generator.device, dtype=values.dtype)
     phase = torch.fft.rfftn(noise.to(values.device))
     phase = phase / phase.abs().clamp_min(torch.finfo(values.dtype).tiny)
-    outer: Bool[Tensor, "n n half"] = shell_labels(values.shape[0], device=values.device) >= from_shell
+    outer = shell_index(values.shape[0], ndim=3, device=values.device) >= from_shell
     randomised = torch.where(outer, transform.abs() * phase, transform)
     return torch.fft.irfftn(randomised, s=values.shape)
 

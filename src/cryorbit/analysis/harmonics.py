@@ -51,7 +51,7 @@ class SphereGrid:
 
 
 def _legendre(degrees: int, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
-    """P_lm(cos theta) so that Y_lm = P_lm exp(i m phi) is orthonormal, with the Condon-Shortley sign; (l, m, t)."""
+    """P_lm(cos theta), Condon-Shortley sign: Y_lm = P_lm exp(i m phi) is orthonormal; axes l, m, t."""
     table = np.zeros((degrees, degrees, len(cosine)))
     table[0, 0] = math.sqrt(1.0 / (4.0 * math.pi))
     for m in range(1, degrees):
@@ -72,7 +72,7 @@ def quarter_turn(degree: int) -> Float[Tensor, "d d"]:
     rising = np.diag(np.sqrt(degree * (degree + 1) - m * (m + 1)), -1)
     value, vector = np.linalg.eigh((rising - rising.T) / 2j)  # J_y
     turned = (vector * np.exp(-0.5j * np.pi * value)) @ vector.conj().T
-    return torch.from_numpy(turned.real.copy())
+    return torch.from_numpy(np.real(turned).copy())
 
 
 def correlate_over_rotations(
@@ -80,8 +80,8 @@ def correlate_over_rotations(
 ) -> Float[Tensor, "a b c"]:
     """C(R) = Re sum_s <reference_s, R moving_s> on the grid R = Rz(alpha) Ry(beta) Rz(gamma).
 
-    All three angles run over 2 pi i / size along their axis; beta beyond pi repeats other rotations. R turns the
-    moving function actively: (R f)(x) = f(R^-1 x). Kostelec and Rockmore, J. Fourier Anal. Appl. 14 (2008).
+    All three angles run over 2 pi i / size along their axis; beta beyond pi repeats other rotations.
+    R turns the moving function actively: (R f)(x) = f(R^-1 x). Kostelec and Rockmore, J. Fourier Anal. Appl. 14 (2008).
     """
     degrees = moving.shape[1]
     size = 2 * degrees

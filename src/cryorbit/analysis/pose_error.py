@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cryorbit.data import Pose
 from cryorbit.errors import BadInput
+from cryorbit.geometry.conventions import mirror_pose_rotation
+from cryorbit.geometry.symmetry import point_group
 
 CONSISTENT_BELOW = 0.25
 """Squared Frobenius distance below which two poses agree: about 20 degrees."""
@@ -44,7 +46,7 @@ class PoseErrors:
     gauge: Float[Tensor, "3 3"]
     """Q of the better hand, mean over the consistent particles: x_predicted = Q x_true + `map_shift_A`."""
     offset_A: Float[Tensor, "3"]
-    """Shift u of the centre in the true frame, shift_pred - shift = (R u)_xy; taken out of `shift_error_A`."""
+    """Shift u of the centre in the true frame, shift_pred - shift = (R u)_xy; not in `shift_error_A`."""
     rotation: Float[Tensor, "n 3 3"]
     """Predicted rotations in the true frame and hand."""
     squared_error: Float[Tensor, "n"]
@@ -60,7 +62,7 @@ class PoseErrors:
 
     @property
     def map_shift_A(self) -> Float[Tensor, "3"]:
-        """The c of x_predicted = gauge x_true + c: where the true centre sits in the predicted (mirrored) map."""
+        """The c of x_predicted = gauge x_true + c: the true centre in the predicted (mirrored) map."""
         return -self.gauge @ self.offset_A
 
     def summary(self) -> dict[str, float | int]:
@@ -91,12 +93,6 @@ class _Hand:
     gauge: Tensor
     squared: Tensor  # (n,) under the refined gauge
     partner: Tensor  # (n, 3, 3) the equivalent of the truth nearest to the prediction
-
-
-def mirrored(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """F R F with F = diag(1, 1, -1): under these the map reversed along z gives the same images."""
-    sign = rotation.new_tensor([1.0, 1.0, -1.0])
-    return sign[:, None] * rotation * sign
 
 
 def _distances(
@@ -178,8 +174,6 @@ def _group_matrices(group: str | Tensor | None, like: Tensor) -> Float[Tensor, "
         return torch.eye(3, dtype=like.dtype, device=like.device)[None]
     if isinstance(group, Tensor):
         return group.to(like)
-    from cryorbit.geometry.symmetry import point_group
-
     return point_group(group).to(like)
 
 
@@ -217,7 +211,7 @@ def pose_errors(
     matrices = _group_matrices(group, true_rotation)
     rows = torch.linspace(0, n - 1, min(n, n_candidates), device=rotation.device).round().long()
     a = _errors_in_hand(rotation, true_rotation, matrices, rows)
-    b = _errors_in_hand(mirrored(rotation), true_rotation, matrices, rows)
+    b = _errors_in_hand(mirror_pose_rotation(rotation), true_rotation, matrices, rows)
     hand, best = (1, a) if a.mse <= b.mse else (-1, b)
 
     aligned = best.rotation @ best.gauge

@@ -11,27 +11,20 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from cryorbit.data import Volume
+from cryorbit.fourier.centred import fft_centred
+from cryorbit.fourier.resample import box_pad, fourier_crop
 
 PADDING = 2
 """How much finer than the box's own Fourier grid the transform is sampled before linear interpolation."""
 
 
-def centred_transform(values: Float[Tensor, "n n n"]) -> Complex[Tensor, "n n n"]:
-    """Transform with both origins at index N // 2."""
-    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(values)))
-
-
 def low_band(volume: Volume, *, kmax: int) -> Volume:
-    """The map cropped in Fourier space to the smallest even box that holds all |k| <= kmax; grey values are kept."""
+    """The map cropped in Fourier space to the smallest even box that holds all |k| <= kmax."""
     n = volume.box
     m = 2 * kmax + 2
     if m >= n:
         return volume
-    spectrum = centred_transform(volume.values)
-    low = n // 2 - m // 2
-    cube = spectrum[low : low + m, low : low + m, low : low + m].clone()
-    cube[0], cube[:, 0], cube[:, :, 0] = 0, 0, 0  # the unpaired Nyquist planes
-    small = torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(cube))).real * (m / n) ** 3
+    small = fourier_crop(volume.values, m, ndim=3)
     return Volume(small, volume.pixel_size_A * n / m)
 
 
@@ -47,19 +40,19 @@ def half_ball(*, kmin: float, kmax: int, device: torch.device) -> Int[Tensor, "p
 
 def at_grid(volume: Volume, points: Int[Tensor, "p 3"]) -> Complex[Tensor, "p"]:
     """The transform at whole frequencies of the box, exactly."""
-    spectrum = centred_transform(volume.values)
+    spectrum = fft_centred(volume.values, (0, 1, 2))
     index = points + volume.box // 2
     return spectrum[index[:, 2], index[:, 1], index[:, 0]]
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """F(q) of a map at any frequency q, in units of 1 / (box edge), by trilinear interpolation on a padded grid.
+    """F(q) of a map at any frequency q, in units of 1 / (box edge), trilinear on a padded grid.
 
     Parameters
     ----------
     channels
-        Shape (1, 2 or 8, m, m, m): real and imaginary part of F and, with gradient, of dF/dqx, dF/dqy, dF/dqz.
+        Shape (1, 2 or 8, m, m, m): real and imaginary part of F and, with gradient, of dF/dq (x, y, z).
     box
         Edge n of the map; frequency k of the map is index m // 2 + 2 k.
     """
@@ -78,12 +71,9 @@ class Spectrum:
         parts = [values]
         if gradient:
             parts += [values * x, values * x[:, None], values * x[:, None, None]]
-        low = m // 2 - n // 2
         channels = values.new_empty(1, 2 * len(parts), m, m, m)
         for i, part in enumerate(parts):
-            padded = values.new_zeros(m, m, m)
-            padded[low : low + n, low : low + n, low : low + n] = part
-            spectrum = centred_transform(padded)
+            spectrum = fft_centred(box_pad(part, m, ndim=3), (0, 1, 2))
             if i > 0:  # dF/dq = -2 pi i / n * transform of x V(x)
                 spectrum = spectrum * complex(0.0, -2.0 * math.pi / n)
             channels[0, 2 * i], channels[0, 2 * i + 1] = spectrum.real, spectrum.imag

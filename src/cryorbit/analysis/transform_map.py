@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from cryorbit.data import Volume
+from cryorbit.fourier.resample import fourier_pad
 
 _OVERSAMPLE_UP_TO = 160
 """Boxes up to this edge are oversampled twofold before the spline: 8 times the memory."""
@@ -26,25 +27,6 @@ def mirror_z(volume: Volume) -> Volume:
     return Volume(flipped, volume.pixel_size_A, volume.origin_A, volume.nstart)
 
 
-def oversampled(values: Float[Tensor, "n n n"]) -> Float[Tensor, "m m m"]:
-    """The band-limited function behind the samples at half the spacing, m = 2 n, same value at index n as at n // 2.
-
-    For odd n the origin of the result is 2 (n // 2) = n - 1, one less than m // 2.
-    """
-    n = values.shape[0]
-    m = 2 * n
-    spectrum = torch.fft.fftshift(torch.fft.fftn(values))
-    wide = spectrum.new_zeros((m, m, m))
-    low = m // 2 - n // 2
-    wide[low : low + n, low : low + n, low : low + n] = spectrum
-    if n % 2 == 0:  # split the Nyquist planes between both signs, so that the result is real
-        for axis in range(3):
-            plane = wide.select(axis, low).clone() * 0.5
-            wide.select(axis, low).copy_(plane)
-            wide.select(axis, low + n).copy_(plane)
-    return torch.fft.ifftn(torch.fft.ifftshift(wide)).real * 8.0
-
-
 def transform_map(
     volume: Volume,
     *,
@@ -59,7 +41,8 @@ def transform_map(
     rotation, shift_A
         From the new map's coordinates to the given one's, (x, y, z), angstrom from index N // 2.
     like
-        A map whose grid the result gets; the volume's own if None. Low-pass a map before giving it a coarser grid.
+        A map whose grid the result gets; the volume's own if None. Low-pass a map before giving it a
+        coarser one.
 
     Notes
     -----
@@ -68,16 +51,16 @@ def transform_map(
     """
     target = volume if like is None else like
     fine = volume.box <= _OVERSAMPLE_UP_TO
-    source = (oversampled(volume.values) if fine else volume.values).cpu().numpy()
+    source = fourier_pad(volume.values, 2 * volume.box, ndim=3) if fine else volume.values
     step_A = volume.pixel_size_A / (2 if fine else 1)
-    centre = (2 if fine else 1) * (volume.box // 2)
+    centre = source.shape[0] // 2
     matrix = rotation.double().cpu().numpy()[::-1, ::-1] * (target.pixel_size_A / step_A)
     offset = shift_A.double().cpu().numpy()[::-1] / step_A + centre
     offset = offset - matrix @ np.full(3, target.box // 2, dtype=float)
     moved = ndimage.affine_transform(
-        source,
+        source.cpu().numpy(),
         np.ascontiguousarray(matrix),
-        offset=offset,
+        offset=offset,  # pyright: ignore[reportArgumentType]
         output_shape=(target.box,) * 3,
         output=np.float64 if volume.values.dtype == torch.float64 else np.float32,
         order=3 if fine else 5,
