@@ -1,4 +1,4 @@
-"""The run-time checker behind the import hook in conftest.py: beartype, with an int welcome where a float is."""
+"""The run-time checker behind the import hook in conftest.py: beartype, an int welcome as a float."""
 
 from beartype import BeartypeConf, beartype
 

@@ -5,7 +5,6 @@ import math
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ROUND_OFF, rotations, unit_vectors
 from scipy.spatial.transform import Rotation
 
 from cryorbit.geometry.conventions import (
@@ -18,6 +17,7 @@ from cryorbit.geometry.conventions import (
     view_rotation,
     viewing_direction,
 )
+from laws import ROUND_OFF, rotations, unit_vectors
 
 F64 = torch.float64
 EXACT = ROUND_OFF[F64]

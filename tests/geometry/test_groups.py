@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ROUND_OFF, rotations
 
 from cryorbit.errors import BadInput
 from cryorbit.geometry.groups import (
@@ -17,6 +16,7 @@ from cryorbit.geometry.groups import (
     plane_matrices,
     pose_matrices,
 )
+from laws import ROUND_OFF, rotations
 
 F64 = torch.float64
 EXACT = ROUND_OFF[F64]
@@ -36,7 +36,7 @@ def _picture(rotation, shift_px, box):
 @pytest.mark.parametrize("box", [24, 25])
 @given(rotations(), st.integers(0, 7), st.tuples(st.floats(-2, 2), st.floats(-2, 2)))
 def test_image_action_is_pose_action(box, rotation, element, shift):
-    """Moving the pixels gives the image at rho(g) A and the moved shift, half pixel of even boxes included."""
+    """Moving the pixels gives the image at rho(g) A and the moved shift, even boxes included."""
     shift_px = torch.tensor(shift, dtype=F64)
     moved_image = act_on_images(_picture(rotation, shift_px, box), element)
     moved_shift = act_on_shift(shift_px, element, box=box)
@@ -45,7 +45,7 @@ def test_image_action_is_pose_action(box, rotation, element, shift):
 
 
 def test_reflection_table():
-    """y -> -y multiplies the pose by diag(1, -1, -1) on the left, x -> -x by diag(-1, 1, -1)."""
+    """Image y -> -y multiplies the pose by diag(1, -1, -1) on the left, x -> -x by diag(-1, 1, -1)."""
     y_flip, x_flip = 4, 6
     image = torch.arange(12.0).reshape(3, 4)[:, :3]
     assert torch.equal(act_on_images(image, y_flip), image.flip(0))

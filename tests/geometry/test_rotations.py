@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import HALF_DIGITS, ROUND_OFF, angles, rotations, unit_vectors
 from scipy.spatial.transform import Rotation
 
 from cryorbit.errors import BadInput
@@ -27,6 +26,7 @@ from cryorbit.geometry.rotations import (
     six_d_to_matrix,
     skew,
 )
+from laws import HALF_DIGITS, ROUND_OFF, angles, rotations, unit_vectors
 
 F64 = torch.float64
 EYE = torch.eye(3, dtype=F64)
@@ -59,7 +59,7 @@ def test_quaternion_round_trip(r):
 
 @given(rotations())
 def test_log_then_exp_is_the_identity(r):
-    """exp(log R) = R for every R, half turns and the identity included; the angle is at most pi."""
+    """We have exp(log R) = R for every R, half turns and the identity included; the angle is at most pi."""
     v = matrix_to_rotvec(r)
     assert v.norm() <= math.pi + EXACT
     _close(rotvec_to_matrix(v), r)
@@ -76,7 +76,7 @@ def test_exp_then_log_is_the_identity(axis, angle):
 
 @given(unit_vectors(), angles())
 def test_exp_is_the_matrix_exponential(axis, angle):
-    """exp of a rotation vector is the exponential series of its cross-product matrix, as scipy also says."""
+    """The exp of a rotation vector is the exponential series of its cross-product matrix."""
     vector = axis * angle
     _close(rotvec_to_matrix(vector), torch.linalg.matrix_exp(skew(vector)))
     _close(rotvec_to_matrix(vector), torch.from_numpy(Rotation.from_rotvec(vector.numpy()).as_matrix()))
@@ -84,7 +84,7 @@ def test_exp_is_the_matrix_exponential(axis, angle):
 
 @given(unit_vectors())
 def test_exp_has_the_right_gradient_at_zero(direction):
-    """d exp(v) at v = 0 is the cross-product matrix of dv."""
+    """The derivative d exp(v) at v = 0 is the cross-product matrix of dv."""
     zero = torch.zeros(3, dtype=F64)
     derivative = torch.autograd.functional.jvp(rotvec_to_matrix, zero, direction)[1]
     _close(derivative, skew(direction))
@@ -111,7 +111,7 @@ def test_gradients_are_finite_at_every_angle(function, start, angle):
 
 
 def test_gradients_agree_with_finite_differences():
-    """exp and log pass gradcheck on both sides of the switch between series and closed form."""
+    """Both exp and log pass gradcheck on both sides of the switch between series and closed form."""
     for length in (5e-4, 9.9e-4, 1.1e-3, 1.0, 3.0):
         v = (torch.tensor([[0.6, 0.0, -0.8]], dtype=F64) * length).requires_grad_()
         assert torch.autograd.gradcheck(rotvec_to_matrix, (v,))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ROUND_OFF, unit_vectors
 
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import geodesic_angle, random_rotations
@@ -25,6 +24,7 @@ from cryorbit.geometry.so3_grid import (
     so3_grid,
     spacing_deg,
 )
+from laws import ROUND_OFF, unit_vectors
 
 F64 = torch.float64
 EXACT = ROUND_OFF[F64]
@@ -55,7 +55,7 @@ def test_pixels_of_order_zero():
 
 
 def test_rings_follow_the_published_formulas():
-    """Ring i: 4 i pixels at z = 1 - i^2 / (3 nside^2) in the caps; 4 nside at z = 4/3 - 2 i / (3 nside) between.
+    """Ring i has 4 i pixels at z = 1 - i^2 / (3 nside^2) in the caps, 4 nside at z = 4/3 - 2 i / (3 nside).
 
     Gorski et al. 2005, equations 4-9.
     """
@@ -80,7 +80,7 @@ def test_rings_follow_the_published_formulas():
 
 
 def test_nested_numbers_of_the_standard():
-    """Where nested numbers sit: the four northernmost pixels at nside 2 are 3, 7, 11, 15; the next ring begins 2."""
+    """At nside 2 the four northernmost pixels are 3, 7, 11, 15, and the next ring holds their siblings."""
     assert ring_to_nested(torch.arange(8), order=1).tolist()[:4] == [3, 7, 11, 15]
     second = {int(p) for p in ring_to_nested(torch.arange(4, 12), order=1)}
     assert second == {1, 2, 5, 6, 9, 10, 13, 14}
@@ -109,7 +109,7 @@ def test_a_pixel_holds_its_centre(order):
 
 @pytest.mark.parametrize("order", range(4))
 def test_pixels_have_equal_area(order):
-    """Points drawn evenly inside a pixel's square are drawn evenly on the sphere: every pixel catches as many."""
+    """Every pixel catches as many of points drawn evenly on the sphere (chi-squared within 5 sigma)."""
     n = 100_000
     generator = torch.Generator().manual_seed(order)
     x = torch.randn(n, 3, generator=generator, dtype=F64)
@@ -148,7 +148,7 @@ def test_pixel_area_by_its_boundary(order):
 
 @given(unit_vectors(), st.integers(0, 8))
 def test_children_stay_within_their_parent(direction, order):
-    """The pixel of a direction at the next order is one of the children of its pixel, anywhere on the sphere."""
+    """The pixel of a direction at the next order is one of the children of its pixel, anywhere."""
     # A hair off the coordinate axes, where pixels touch and rounding decides.
     direction = direction + torch.tensor([1.1e-7, 2.3e-7, 3.7e-7], dtype=F64)
     parent = direction_to_pixel(direction, order=order)
@@ -183,17 +183,17 @@ def test_bad_pixels_are_refused():
     """Orders and numbers that do not exist are named."""
     with pytest.raises(BadInput, match="order -1"):
         n_pixels(-1)
-    with pytest.raises(BadInput, match="0 ... 47; got 3 ... 48"):
+    with pytest.raises(BadInput, match=r"0 \.\.\. 47; got 3 \.\.\. 48"):
         pixel_to_direction(torch.tensor([3, 48]), order=1)
     with pytest.raises(BadInput, match="scheme 'spiral'"):
         healpix_directions(1, scheme="spiral")
-    with pytest.raises(BadInput, match="One interval|one interval"):
+    with pytest.raises(BadInput, match="Give one interval"):
         SO3Cells(torch.tensor([0, 1]), torch.tensor([0]), 0)
 
 
 @pytest.mark.parametrize("order", range(3))
 def test_frames_look_along_their_pixel_and_turn_smoothly(order):
-    """The third row is the direction; frames of neighbours in a base face differ by about their distance."""
+    """The third row is the direction; frames of siblings differ by about their distance."""
     index = torch.arange(n_pixels(order + 1))
     frame = direction_frame(index, order=order + 1)
     _close(frame @ frame.mT, torch.eye(3, dtype=F64).expand_as(frame))
@@ -206,7 +206,7 @@ def test_frames_look_along_their_pixel_and_turn_smoothly(order):
 
 @pytest.mark.parametrize("order", range(3))
 def test_grid_is_all_cells(order):
-    """`so3_grid` is the list of centres of `so3_cells`, 72 * 8^order of them, all rotations, all different."""
+    """`so3_grid` is the list of centres of `so3_cells`, 72 * 8^order of them."""
     grid = so3_grid(order, dtype=F64)
     assert grid.shape == (n_pixels(order), n_in_plane(order), 3, 3)
     _close(grid, so3_cells(order).rotation(dtype=F64))
@@ -217,7 +217,7 @@ def test_grid_is_all_cells(order):
 
 @pytest.mark.parametrize("order", range(2))
 def test_subdivision_is_the_next_grid(order):
-    """The children of all cells are all cells of the next order, each once, and stay near their parent's centre."""
+    """The children of all cells are the cells of the next order, each once, near their parent's centre."""
     cells = so3_cells(order)
     fine = cells.subdivide()
     assert fine.order == order + 1

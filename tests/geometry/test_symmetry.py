@@ -1,4 +1,4 @@
-"""Laws of the point groups: closed, of the right order, in RELION's settings; the unit covers the sphere once."""
+"""Laws of the point groups: closed, of the right order, in RELION's settings; the unit is one."""
 
 import math
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from laws import ROUND_OFF, rotations
 
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import frobenius_squared, geodesic_angle, matrix_to_rotvec
@@ -17,6 +16,7 @@ from cryorbit.geometry.symmetry import (
     point_group,
     reduce_to_asymmetric_unit,
 )
+from laws import ROUND_OFF, rotations
 
 F64 = torch.float64
 EXACT = ROUND_OFF[F64]
@@ -97,7 +97,7 @@ def test_axes_are_relions(name, fold, axis):
     ],
 )
 def test_census_of_turns(name, census):
-    """Elements by their order: the tetrahedral, octahedral and icosahedral groups and no other of that size."""
+    """Elements by their order: the tetrahedral, octahedral and icosahedral groups."""
     angle = geodesic_angle(torch.eye(3, dtype=F64), point_group(name))
     for fold, count in census.items():
         hits = sum(
@@ -130,7 +130,7 @@ def test_groups_are_handed_out_as_copies():
 
 @pytest.mark.parametrize("name", list(ORDERS))
 def test_asymmetric_unit_covers_the_sphere_once(name):
-    """Of the equivalents of a direction exactly one lies in the unit; general, HEALPix and on-axis directions."""
+    """Of the equivalents of any direction exactly one lies in the unit, on axes and borders too."""
     g = point_group(name)
     generator = torch.Generator().manual_seed(0)
     general = torch.nn.functional.normalize(torch.randn(2000, 3, generator=generator, dtype=F64), dim=-1)
