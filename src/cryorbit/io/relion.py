@@ -315,7 +315,7 @@ def _images(
     if tables.where("rlnImageSize"):
         box = int(tables.one_value(tables.numbers("rlnImageSize"), "an image size of", " px"))
     if images == "absent":
-        return AbsentImages(len(names), tables.path, box)
+        return AbsentImages(tables.path, box, tuple(stacks), file_index, section)
     first_rows = np.unique(file_index, return_index=True)[1]
     paths = StackLocator(tables.path, data_dir=data_dir).find_all(stacks, first_rows)
     source = MrcImages(paths, file_index=file_index, section=np.maximum(section, 0), table=tables.path)

@@ -91,6 +91,7 @@ def relion_tables(
         optics = _new_optics(stack, particles)
     else:
         optics = given_optics.copy()
+        _write_size(stack, optics)
     tables = RelionTables.split({"particles": particles, "optics": optics}, str(path))
     _write_ctf(stack, tables)
     _write_pose(stack, tables)
@@ -117,22 +118,19 @@ def _image_names(
                 f"{path}: the images lie in no file that it could name. Write them as a stack first."
             )
         return np.array([_as_stack(str(n)) for n in names], dtype=object)
-    index = files.file_index()
-    section = files.section()
-    first = dict(zip(*np.unique(index, return_index=True), strict=True))
     folder = Path(path).absolute().parent
     locator = StackLocator(path)
     shown: dict[int, str] = {}
-    for file, row in first.items():
-        actual = files.images.paths[file].absolute()
-        if image_paths == "absolute":
-            shown[file] = str(actual)
+    for file, row in zip(*np.unique(files.file_index, return_index=True), strict=True):
+        actual = files.stacks[file]
+        if files.headers is None or image_paths == "absolute":
+            shown[int(file)] = actual
             continue
         old = None if given is None else str(given.iloc[row]).partition("@")[2].removesuffix(":mrcs")
         found = locator.find(old) if old and image_paths == "auto" else None
         same = found is not None and os.path.realpath(found) == os.path.realpath(actual)
-        shown[file] = old if old and same else os.path.relpath(actual, folder)
-    return _keep_or_build(given, index, section, shown)
+        shown[int(file)] = old if old and same else os.path.relpath(actual, folder)
+    return _keep_or_build(given, files.file_index, files.section, shown)
 
 
 def _keep_or_build(
@@ -174,12 +172,23 @@ def _new_optics(stack: ParticleStack, particles: pd.DataFrame) -> pd.DataFrame:
     for label in settings:
         optics[label] = groups[label].to_numpy()
     _forget(particles, settings)
-    optics["rlnMicrographOriginalPixelSize"] = round(stack.pixel_size_A, _DIGITS)
     optics["rlnImagePixelSize"] = round(stack.pixel_size_A, _DIGITS)
     if not isinstance(stack.images, AbsentImages) or stack.images.known_box is not None:
         optics["rlnImageSize"] = stack.box
     optics["rlnImageDimensionality"] = 2
     return _with_aberrations(stack, optics, joined)
+
+
+def _write_size(stack: ParticleStack, optics: pd.DataFrame) -> None:
+    """Box and pixel size of the images as they are now, where they were looked at."""
+    if isinstance(stack.images, AbsentImages):
+        return
+    if "rlnImageSize" in optics.columns and (optics["rlnImageSize"] != stack.box).any():
+        optics["rlnImageSize"] = stack.box
+    if "rlnImagePixelSize" in optics.columns:
+        old = optics["rlnImagePixelSize"].to_numpy(np.float64)
+        if (np.abs(old - stack.pixel_size_A) > 1e-4 * stack.pixel_size_A).any():
+            optics["rlnImagePixelSize"] = round(stack.pixel_size_A, _DIGITS)
 
 
 def _microscope(stack: ParticleStack, tables: RelionTables) -> dict[str, np.ndarray]:
@@ -263,7 +272,10 @@ def _write_pose(stack: ParticleStack, tables: RelionTables) -> None:
 
 def _write_sign(stack: ParticleStack, particles: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     files: FileImages | None = on_disk(stack.images)
-    if files is None or (files.sign == 1).all():
+    if files is None:
+        return
+    if (files.sign == 1).all():
+        _forget(particles, [SIGN])
         return
     particles[SIGN] = files.sign.astype(np.int64)
     warnings.warn(

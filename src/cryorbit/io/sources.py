@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryorbit.data.particles import ImageSource, SelectedImages
 from cryorbit.errors import BadFile
+from cryorbit.io.mrc_header import MrcHeader
 from cryorbit.io.mrc_stack import MrcImages
 
 
@@ -37,9 +38,12 @@ class SignedImages:
 class AbsentImages:
     """Images whose table was read without looking for the stacks: for conversion of metadata."""
 
-    count: int
     listed_in: str
     known_box: int | None
+    stacks: tuple[str, ...]
+    """Names of the stacks as the table has them."""
+    file_index: np.ndarray
+    section: np.ndarray
 
     @property
     def box(self) -> int:
@@ -52,12 +56,13 @@ class AbsentImages:
         """
         if self.known_box is None:
             raise BadFile(
-                f"{self.listed_in}: the box size stands only in the stacks, which were not opened. Read with the stacks present."
+                f"{self.listed_in}: the box size stands only in the stacks, which were not opened. "
+                "Read with the stacks present."
             )
         return self.known_box
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.section)
 
     def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
         raise BadFile(
@@ -69,37 +74,36 @@ class AbsentImages:
 class FileImages:
     """Where the images of a source lie on disk."""
 
-    images: MrcImages
-    rows: np.ndarray
-    """Per image, its row in `images`."""
+    stacks: tuple[str, ...]
+    headers: tuple[MrcHeader, ...] | None
+    """One per stack; None where the stacks were not looked for and `stacks` are names as a table has them."""
+    file_index: np.ndarray
+    """Per image, which of `stacks` holds it."""
+    section: np.ndarray
+    """Per image, its number in the stack, from 0."""
     sign: np.ndarray
     """Per image, +1 or -1: what the stored pixels are multiplied by."""
-
-    def file_index(self) -> np.ndarray:
-        """Per image, which of `images.paths` holds it."""
-        return self.images.file_index[self.rows]
-
-    def section(self) -> np.ndarray:
-        """Per image, its number in the stack, from 0."""
-        return self.images.section[self.rows]
 
 
 def on_disk(source: ImageSource) -> FileImages | None:
     """The files behind a source, seen through selections and signs; None where the pixels are not in files."""
     if isinstance(source, MrcImages):
-        n = len(source)
-        return FileImages(source, np.arange(n), np.ones(n, np.float32))
+        stacks = tuple(str(p.absolute()) for p in source.paths)
+        ones = np.ones(len(source), np.float32)
+        return FileImages(stacks, source.headers, source.file_index, source.section, ones)
+    if isinstance(source, AbsentImages):
+        ones = np.ones(len(source), np.float32)
+        return FileImages(source.stacks, None, source.file_index, source.section, ones)
     if isinstance(source, SelectedImages):
         inner = on_disk(source.source)
         if inner is None:
             return None
-        chosen = source.rows.cpu().numpy()
-        return FileImages(inner.images, inner.rows[chosen], inner.sign[chosen])
+        rows = source.rows.cpu().numpy()
+        index, section, sign = inner.file_index[rows], inner.section[rows], inner.sign[rows]
+        return replace(inner, file_index=index, section=section, sign=sign)
     if isinstance(source, SignedImages):
         inner = on_disk(source.source)
-        if inner is None:
-            return None
-        return FileImages(inner.images, inner.rows, inner.sign * source.sign.cpu().numpy().astype(np.float32))
+        return None if inner is None else replace(inner, sign=inner.sign * source.sign.cpu().numpy())
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import gemmi
 import numpy as np
@@ -209,8 +208,3 @@ def find_table(tables: dict[str, pd.DataFrame], names: Iterable[str], label: str
             return name
     return next((name for name, frame in tables.items() if label in frame.columns), None)
 
-
-def is_star(path: str | os.PathLike[str]) -> bool:
-    """Whether the name says STAR, compressed or not."""
-    suffixes = Path(path).suffixes
-    return bool(suffixes) and (suffixes[-1] == ".star" or suffixes[-2:-1] == [".star"])
