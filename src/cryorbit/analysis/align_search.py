@@ -139,7 +139,7 @@ def search_rotations(
     where = torch.nonzero(peak)
     score = grid[peak]
     top = score.argsort(descending=True)[:keep]
-    inverse = rotations_at(where[top], size)  # R f(x) = f(R^-1 x): the map's rotation is the inverse
+    inverse = rotations_at(where[top].double(), size)  # R f(x) = f(R^-1 x): the map's rotation is the inverse
     rotation = inverse.mT.to(moving.channels)
     shift = centre_moving - (rotation @ centre_reference.to(rotation)[:, None])[..., 0]
     significance = float((score.max() - grid.mean()) / grid.std().clamp_min(1e-12))

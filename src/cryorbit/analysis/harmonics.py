@@ -81,7 +81,8 @@ def correlate_over_rotations(
     """C(R) = Re sum_s <reference_s, R moving_s> on the grid R = Rz(alpha) Ry(beta) Rz(gamma).
 
     All three angles run over 2 pi i / size along their axis; beta beyond pi repeats other rotations.
-    R turns the moving function actively: (R f)(x) = f(R^-1 x). Kostelec and Rockmore, J. Fourier Anal. Appl. 14 (2008).
+    R turns the moving function actively: (R f)(x) = f(R^-1 x). Kostelec and Rockmore, J. Fourier Anal.
+    Appl. 14 (2008).
     """
     degrees = moving.shape[1]
     size = 2 * degrees

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cryorbit.data import Volume
 from cryorbit.fourier.resample import fourier_pad
+from cryorbit.fourier.shells import shell_index
 
 _OVERSAMPLE_UP_TO = 160
 """Boxes up to this edge are oversampled twofold before the spline: 8 times the memory."""
@@ -25,6 +26,14 @@ def mirror_z(volume: Volume) -> Volume:
     if volume.box % 2 == 0:
         flipped = flipped.roll(1, 0)
     return Volume(flipped, volume.pixel_size_A, volume.origin_A, volume.nstart)
+
+
+def _within_nyquist(values: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
+    """The map without the corners of its Fourier cube: turned, they would fold back as noise."""
+    n = values.shape[0]
+    transform = torch.fft.rfftn(values)
+    transform[shell_index(n, ndim=3, device=values.device) > n // 2] = 0
+    return torch.fft.irfftn(transform, s=values.shape)
 
 
 def transform_map(
@@ -51,7 +60,8 @@ def transform_map(
     """
     target = volume if like is None else like
     fine = volume.box <= _OVERSAMPLE_UP_TO
-    source = fourier_pad(volume.values, 2 * volume.box, ndim=3) if fine else volume.values
+    source = _within_nyquist(volume.values)
+    source = fourier_pad(source, 2 * volume.box, ndim=3) if fine else source
     step_A = volume.pixel_size_A / (2 if fine else 1)
     centre = source.shape[0] // 2
     matrix = rotation.double().cpu().numpy()[::-1, ::-1] * (target.pixel_size_A / step_A)
