@@ -1,0 +1,118 @@
+"""`ReportData`: everything a report can show. Only the map and how it came about must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cryorbit.analysis.fsc import MaskedCorrelation, ShellCorrelation
+from cryorbit.data import CTF, Pose, Volume
+from cryorbit.errors import BadInput
+
+Level = Literal["good", "caution", "bad", "none"]
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleImages:
+    """Some particles beside what the map predicts for them, row by row.
+
+    Parameters
+    ----------
+    images
+        Shape (k, h, w), as used: light protein.
+    reprojections
+        Shape (k, h, w): the map projected at each pose, with CTF and shift.
+    labels
+        A short line per particle, or nothing.
+    """
+
+    images: Float[Tensor, "k h w"]
+    reprojections: Float[Tensor, "k h w"]
+    labels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.shape != self.reprojections.shape:
+            raise BadInput(
+                f"ExampleImages: images {tuple(self.images.shape)} but reprojections "
+                f"{tuple(self.reprojections.shape)}. Give one per image, of the same box."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStatistics:
+    """What was measured on the images themselves, per Fourier shell from the origin.
+
+    Parameters
+    ----------
+    frequency_per_A
+        Shape (shells,).
+    noise_power
+        Shape (shells,), any unit; estimated where there is no particle, or by the reconstruction.
+    signal_power
+        Shape (shells,), same unit: what the reprojections predict, mean over particles. None if not known.
+    snr
+        Variance of the CTF-filtered signal over the whole box divided by the noise variance. None if not known.
+    """
+
+    frequency_per_A: Float[Tensor, "shells"]
+    noise_power: Float[Tensor, "shells"]
+    signal_power: Float[Tensor, "shells"] | None = None
+    snr: float | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReportData:
+    """A run in nouns and numbers, for `write_report`."""
+
+    map: Volume
+    """The final map."""
+    settings: Mapping[str, object]
+    """Every setting with its value, in the order to show."""
+    title: str = "Reconstruction"
+    """What was done to what: 'Ab initio map of particles.star'."""
+    command: str = ""
+    """The command line as typed."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Program and library versions, device."""
+    date: str = ""
+    """When the run ended, to be shown as it is."""
+    seconds: float | None = None
+    """Wall time of the run."""
+
+    verdict: str = ""
+    """The outcome in one sentence."""
+    verdict_level: Level = "none"
+    """Colour of the verdict."""
+    notes: Sequence[str] = ()
+    """Warnings and remarks, a sentence each."""
+
+    half_maps: tuple[Volume, Volume] | None = None
+    half_curve: ShellCorrelation | None = None
+    """Half-map FSC without a mask; computed from `half_maps` if None."""
+    masked_curve: MaskedCorrelation | None = None
+    """Half-map FSC with a mask and its correction; computed from `half_maps` with an automatic mask if None."""
+    truth_curve: ShellCorrelation | None = None
+    """FSC of the map against a known truth, for simulations."""
+    gold_standard: bool = False
+    """Whether the two halves never shared a map, poses included, from the start."""
+
+    pose: Pose | None = None
+    symmetry: str = "C1"
+    confidence: Float[Tensor, "n"] | None = None
+    """Probability of the best pose's neighbourhood, per particle, 0 to 1."""
+    entropy: Float[Tensor, "n"] | None = None
+    """Entropy of the posterior per particle, nats relative to uniform."""
+    ctf: CTF | None = None
+    statistics: ImageStatistics | None = None
+    examples: ExampleImages | None = None
+    particles: Mapping[str, object] = field(default_factory=dict)
+    """Summary of the particle table: file, numbers, optics groups, micrographs, half sets, ..."""
+
+    metrics: Sequence[Mapping[str, object]] = ()
+    """Rows of metrics.jsonl in order: `stage`, `step` and numbers."""
+    evaluation: Mapping[str, object] = field(default_factory=dict)
+    """Numbers against the truth, as `cryorbit evaluate` prints them."""
