@@ -36,8 +36,8 @@ def write_failure(path: str | os.PathLike[str], error: OSError) -> BadFile:
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder that becomes `path` when the block ends well.
 
-    The file is flushed to disk and renamed over `path` in one step, so that a reader sees the old file or the new
-    one. If the block raises, the temporary file is removed and `path` keeps what it had.
+    The file is flushed to disk and renamed over `path` in one step, so that a reader sees the old file or
+    the new one. If the block raises, the temporary file is removed and `path` keeps what it had.
 
     Raises
     ------

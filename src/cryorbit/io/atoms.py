@@ -56,7 +56,8 @@ def read_atoms(
         names = [a.name for a in structure.assemblies]
         if assembly not in names:
             raise BadFile(
-                f"{path}: no assembly {assembly!r} (found: {', '.join(names) or 'none'}). Choose one of those."
+                f"{path}: no assembly {assembly!r} (found: {', '.join(names) or 'none'}). Choose one of "
+                "those."
             )
         built = structure.assemblies[names.index(assembly)]
         chosen = gemmi.make_assembly(built, chosen, gemmi.HowToNameCopiedChain.AddNumber)

@@ -55,7 +55,7 @@ def load_state(
     try:
         with safe_open(os.fspath(path), framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get(_META)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError as error:
         raise BadFile(f"{path}: there is no such checkpoint. Start without --resume.") from error
     except (SafetensorError, OSError) as error:

@@ -17,7 +17,7 @@ _MAGIC = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2
 
 
 def compression(path: str | os.PathLike[str]) -> str | None:
-    """ "gz", "bz2", "xz", "zst", or None for a file that is not compressed.
+    """One of "gz", "bz2", "xz", "zst"; None for a file that is not compressed.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def decompress_to_temporary(path: str | os.PathLike[str]) -> IO[bytes]:
     BadFile
         If the compressed stream is broken, or the temporary folder is full (set TMPDIR to a larger one).
     """
-    target = tempfile.TemporaryFile()  # noqa: SIM115 (the caller keeps it open)
+    target = tempfile.TemporaryFile()
     try:
         with open_plain(path) as source:
             shutil.copyfileobj(source, target, 1 << 20)

@@ -60,7 +60,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_arrays(path: str | os.PathLike[str]) -> list[Any]:
-    """Everything pickled in a file, one entry per pickle: arrays, numbers, and tuples, lists or dicts of them.
+    """Everything pickled in a file, one entry per pickle: arrays, numbers, and tuples, lists or dicts of
+    them.
 
     Raises
     ------
@@ -90,7 +91,8 @@ def read_pose_pickle(
     pixel_size_A: float,
     shifts: Literal["auto", "fraction", "pixels"] = "auto",
 ) -> Pose:
-    """Poses from a cryoDRGN pose.pkl: rotations A, and shifts as a fraction of the box with the sign of rlnOrigin.
+    """Poses from a cryoDRGN pose.pkl: rotations A, and shifts as a fraction of the box with the sign of
+    rlnOrigin.
 
     Parameters
     ----------
@@ -99,8 +101,8 @@ def read_pose_pickle(
     box, pixel_size_A
         Of the images that the poses belong to.
     shifts
-        Unit of the shifts. "auto": pixels where any exceeds 1, fractions otherwise, with a warning where the file's
-        name (pose.N.pkl) is one that two engines write in different units.
+        Unit of the shifts. "auto": pixels where any exceeds 1, fractions otherwise, with a warning where the
+        file's name (pose.N.pkl) is one that two engines write in different units.
 
     Raises
     ------
@@ -173,7 +175,8 @@ def read_ctf_pickle(path: str | os.PathLike[str]) -> PickledCTF:
     if differs.any():
         row = int(np.flatnonzero(differs)[0])
         raise BadFile(
-            f"{path}: row 1 has box {table[0, 0]:g} and {table[0, 1]:g} A but row {row + 1} has {table[row, 0]:g} and "
+            f"{path}: row 1 has box {table[0, 0]:g} and {table[0, 1]:g} A but row {row + 1} has "
+            f"{table[row, 0]:g} and "
             f"{table[row, 1]:g} A. Bring all particles to one size."
         )
     values = {f: torch.from_numpy(table[:, 2 + i].astype(np.float32)) for i, f in enumerate(_FIELDS)}
@@ -227,7 +230,8 @@ def _guess_unit(path: str | os.PathLike[str], translation: np.ndarray) -> Litera
         return "pixels"
     if largest > 0 and re.search(r"pose\.\d+\.pkl", os.path.basename(path)):
         warnings.warn(
-            f"{path}: some versions of cryoDRGN write such files with shifts in pixels; fractions of the box are "
+            f"{path}: some versions of cryoDRGN write such files with shifts in pixels; fractions of the "
+            "box are "
             "assumed, as all are below 1. Say shifts 'pixels' if they are.",
             ShiftUnitWarning,
             stacklevel=4,

@@ -75,7 +75,8 @@ def read_cryosparc(
     array = join_on_uid(main, others)
     if "blob/path" not in (array.dtype.names or ()) or "blob/idx" not in (array.dtype.names or ()):
         raise BadFile(
-            f"{path}: no blob/path and blob/idx, so no images (looked for them in {len(others)} passthrough files "
+            f"{path}: no blob/path and blob/idx, so no images (looked for them in {len(others)} "
+            "passthrough files "
             "beside it). Put the job's passthrough particles .cs file into the same folder."
         )
     tables = to_tables(array)
@@ -163,7 +164,9 @@ def _images(
         box = int(shapes[0, 0])
     sign = np.where(array["blob/sign"] < 0, -1.0, 1.0) if _has(array, "blob/sign") else None
     names, first_rows, file_index = np.unique(array["blob/path"], return_index=True, return_inverse=True)
-    texts = [(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else str(n)).lstrip(">") for n in names]
+    texts = [
+        (n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else str(n)).lstrip(">") for n in names
+    ]
     section = array["blob/idx"].astype(np.int64)
     if images == "absent":
         return with_sign(AbsentImages(str(path), box, tuple(texts), file_index, section), sign)
@@ -230,7 +233,8 @@ def _alignments(
         size = chosen("psize_A")
     else:
         warnings.warn(
-            f"{path}: the alignments do not say in which pixels their shifts are; those of the images are assumed.",
+            f"{path}: the alignments do not say in which pixels their shifts are; those of the images are "
+            "assumed.",
             ShiftUnitWarning,
             stacklevel=5,
         )

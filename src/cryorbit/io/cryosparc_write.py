@@ -31,9 +31,10 @@ def write_cryosparc(
 ) -> None:
     """Write a stack as a `.cs` file.
 
-    A stack that came from cryoSPARC keeps every field, its type and its rows; poses, half sets and CTF are written
-    over, and what did not change keeps its bits. A stack from elsewhere gets the slots blob, ctf and alignments3D,
-    and a `uid` made from its id. Further columns get the slot `cryorbit` unless their name has one.
+    A stack that came from cryoSPARC keeps every field, its type and its rows; poses, half sets and CTF are
+    written over, and what did not change keeps its bits. A stack from elsewhere gets the slots blob, ctf and
+    alignments3D, and a `uid` made from its id. Further columns get the slot `cryorbit` unless their name has
+    one.
 
     Raises
     ------
@@ -101,9 +102,9 @@ def _write_blob(stack: ParticleStack, frame: pd.DataFrame, path: str | os.PathLi
         if found is None or os.path.realpath(found) != os.path.realpath(files.stacks[file]):
             names[index == file] = os.path.relpath(files.stacks[file], folder)
     frame["blob/path"] = names
-    frame["blob/idx"] = files.section.astype(frame["blob/idx"].dtype)
+    frame["blob/idx"] = files.section.astype(frame["blob/idx"].to_numpy().dtype)
     if "blob/sign" in frame.columns:
-        frame["blob/sign"] = files.sign.astype(frame["blob/sign"].dtype)
+        frame["blob/sign"] = files.sign.astype(frame["blob/sign"].to_numpy().dtype)
     for i in range(2):
         if f"blob/shape[{i}]" in frame.columns:
             frame[f"blob/shape[{i}]"] = np.full(len(stack), stack.box, np.uint32)

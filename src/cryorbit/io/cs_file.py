@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,12 +25,14 @@ def read_cs(path: str | os.PathLike[str]) -> np.ndarray:
     Raises
     ------
     BadFile
-        If the file is missing or broken, empty, holds Python objects, or is one of cryoSPARC's compressed streams.
+        If the file is missing or broken, empty, holds Python objects, or is one of cryoSPARC's compressed
+        streams.
     """
     raw = read_plain(path)
     if raw.startswith(b"\x94CSDAT"):
         raise BadFile(
-            f"{path}: written in cryoSPARC's compressed CSDAT format, which only cryosparc-tools reads. Convert it: "
+            f"{path}: written in cryoSPARC's compressed CSDAT format, which only cryosparc-tools reads. "
+            "Convert it: "
             "pip install cryosparc-tools, then in Python: from cryosparc.dataset import Dataset; "
             "Dataset.load(FILE).save(NEW_FILE)."
         )
@@ -61,7 +64,8 @@ def write_cs(path: str | os.PathLike[str], array: np.ndarray) -> None:
 
 
 def join_on_uid(main: np.ndarray, others: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
-    """`main` with the fields that only the passthrough files have, joined on `uid`, whatever the order of rows.
+    """`main` with the fields that only the passthrough files have, joined on `uid`, whatever the order of
+    rows.
 
     Raises
     ------
@@ -109,7 +113,9 @@ def passthrough_files(path: str | os.PathLike[str], main: np.ndarray) -> list[tu
 
 
 def to_tables(array: np.ndarray) -> dict[str, pd.DataFrame]:
-    """One column per number: field `ctf/tilt_A` of two numbers becomes `ctf/tilt_A[0]` and `ctf/tilt_A[1]`."""
+    """One column per number: field `ctf/tilt_A` of two numbers becomes `ctf/tilt_A[0]` and
+    `ctf/tilt_A[1]`.
+    """
     columns: dict[str, np.ndarray] = {}
     rows = []
     for field in array.dtype.names or ():
@@ -151,10 +157,11 @@ def from_tables(tables: dict[str, pd.DataFrame]) -> np.ndarray:
             kind = _text_type(frame[column], "S") if values.dtype.kind in "OUT" else values.dtype.str
             described.append((column, kind))
             sources.append((column, [column]))
-    array = np.zeros(len(frame), dtype=described)
+    array: Any = np.zeros(len(frame), dtype=described)
     for name, columns in sources:
-        values = [_encoded(frame[c], array[name].dtype) for c in columns]
-        array[name] = values[0] if array[name].ndim == 1 else np.stack(values, 1)
+        field = array[name]  # a view into the rows
+        values = [_encoded(frame[c], field.dtype) for c in columns]
+        field[...] = values[0] if field.ndim == 1 else np.stack(values, 1)
     return array
 
 
@@ -170,13 +177,13 @@ def _shared_texts(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _text_type(column: pd.Series, kind: str) -> str:
+def _text_type(column: Any, kind: str) -> str:
     texts = set(column.astype(str))
     size = max((len(t.encode("utf-8", "surrogateescape") if kind == "S" else t) for t in texts), default=1)
     return f"{kind}{max(size, 1)}"
 
 
-def _encoded(column: pd.Series, dtype: np.dtype) -> np.ndarray:
+def _encoded(column: Any, dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "S":
         return np.array([str(t).encode("utf-8", "surrogateescape") for t in column], dtype=dtype)
     if dtype.kind == "U":

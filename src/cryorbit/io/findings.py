@@ -12,7 +12,8 @@ from cryorbit.data.particles import ParticleStack
 from cryorbit.io.sources import on_disk
 
 _SAME_PIXEL = 5e-3
-"""Relative difference at which two pixel sizes disagree: calibration moves them by less than half a percent."""
+"""Relative difference at which two pixel sizes disagree: calibration moves them by less than half a
+percent."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Finding:
 def header_disagreements(stack: ParticleStack) -> list[Finding]:
     """Stacks whose header has another pixel size than the metadata; the metadata are used.
 
-    An error where the header was plainly meant (another size than 1 A); a warning where it says 1 A, which many
-    programs write for want of better; nothing where it says nothing.
+    An error where the header was plainly meant (another size than 1 A); a warning where it says 1 A, which
+    many programs write for want of better; nothing where it says nothing.
     """
     files = on_disk(stack.images)
     if files is None or files.headers is None:
@@ -61,7 +62,9 @@ def header_disagreements(stack: ParticleStack) -> list[Finding]:
 
 
 def duplicate_images(stack: ParticleStack) -> list[Finding]:
-    """Images that are listed more than once: a mistake, unless the file was expanded by symmetry on purpose."""
+    """Images that are listed more than once: a mistake, unless the file was expanded by symmetry on
+    purpose.
+    """
     files = on_disk(stack.images)
     keys = (
         pd.Series([str(i).partition("#")[0] for i in stack.ids])
@@ -74,7 +77,8 @@ def duplicate_images(stack: ParticleStack) -> list[Finding]:
     row = int(np.flatnonzero(again)[0])
     first = int(np.flatnonzero((keys == keys.iloc[row]).to_numpy())[0])
     message = (
-        f"{stack.source}: {int(again.sum())} images are listed more than once; row {row + 1} repeats row {first + 1} "
+        f"{stack.source}: {int(again.sum())} images are listed more than once; row {row + 1} repeats row "
+        f"{first + 1} "
         f"({stack.ids[first]}). Remove duplicates, unless the file was expanded by symmetry."
     )
     return [Finding("warning", message, stack.source, row + 1)]

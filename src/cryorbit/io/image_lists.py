@@ -44,7 +44,10 @@ def read_image_list(
     if pixel_size is None:
         pixel_size = _header_pixel_size(path, images)
     names = [os.path.relpath(p.absolute(), Path(path).absolute().parent) for p in images.paths]
-    ids = [f"{s + 1:06d}@{names[f]}" for f, s in zip(images.file_index.tolist(), images.section.tolist(), strict=True)]
+    ids = [
+        f"{s + 1:06d}@{names[f]}"
+        for f, s in zip(images.file_index.tolist(), images.section.tolist(), strict=True)
+    ]
     return ParticleStack(
         images=images, pixel_size_A=pixel_size, ids=np.array(ids, dtype=object), source=str(path)
     )
@@ -74,7 +77,8 @@ def with_pickles(
         size = found.pixel_size_A(stack.box)
         if abs(size - stack.pixel_size_A) > 1e-3 * size:
             warnings.warn(
-                f"{ctf}: it says {size:g} A per pixel for {stack.box} px images, but {stack.pixel_size_A:g} A is used.",
+                f"{ctf}: it says {size:g} A per pixel for {stack.box} px images, but "
+                f"{stack.pixel_size_A:g} A is used.",
                 PixelSizeWarning,
                 stacklevel=3,
             )
@@ -97,10 +101,16 @@ def _stack_paths(path: Path, data_dir: str | os.PathLike[str] | None) -> list[Pa
         lines = read_plain(path).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise BadFile(f"{path}: not a text file. Give a list of stacks, one per line.") from error
-    rows = [(i, line.strip()) for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
+    rows = [
+        (i, line.strip())
+        for i, line in enumerate(lines)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     if not rows:
         raise BadFile(f"{path}: the list names no stack. Write one path per line.")
-    return StackLocator(path, data_dir=data_dir).find_all([n for _, n in rows], np.array([i for i, _ in rows]))
+    return StackLocator(path, data_dir=data_dir).find_all(
+        [n for _, n in rows], np.array([i for i, _ in rows])
+    )
 
 
 def _header_pixel_size(path: str | os.PathLike[str], images: MrcImages) -> float:
@@ -109,7 +119,8 @@ def _header_pixel_size(path: str | os.PathLike[str], images: MrcImages) -> float
         found = ", ".join(f"{s:g}" for s in sorted(set(sizes))[:3])
         raise BadFile(f"{path}: no single pixel size in the stack headers ({found} A). State the pixel size.")
     warnings.warn(
-        f"{path}: pixel size {sizes[0]:g} A is taken from the stack's header, which many programs leave wrong.",
+        f"{path}: pixel size {sizes[0]:g} A is taken from the stack's header, which many programs leave "
+        "wrong.",
         PixelSizeWarning,
         stacklevel=4,
     )

@@ -17,9 +17,9 @@ _LOOKED_FOR = (*_FINAL_STARS, "run_itNNN_data.star", "*particles*.cs")
 def particle_file(folder: str | os.PathLike[str]) -> Path:
     """The newest particle file in a job's folder.
 
-    RELION: run_data.star, particles.star, shiny.star or particles_ctf_refine.star; else the run_itNNN_data.star of
-    the highest iteration. cryoSPARC: the *particles*.cs of the highest iteration, all classes together before single
-    ones; passthrough files are joined to it later.
+    RELION: run_data.star, particles.star, shiny.star or particles_ctf_refine.star; else the
+    run_itNNN_data.star of the highest iteration. cryoSPARC: the *particles*.cs of the highest iteration, all
+    classes together before single ones; passthrough files are joined to it later.
 
     Raises
     ------
@@ -30,10 +30,14 @@ def particle_file(folder: str | os.PathLike[str]) -> Path:
     finals = [home / name for name in _FINAL_STARS if (home / name).is_file()]
     if finals:
         return max(finals, key=lambda p: (p.name == "run_data.star", p.stat().st_mtime))
-    steps = [(int(m.group(1)), p) for p in home.glob("run*_data.star") if (m := _ITERATION_STAR.fullmatch(p.name))]
+    steps = [
+        (int(m.group(1)), p) for p in home.glob("run*_data.star") if (m := _ITERATION_STAR.fullmatch(p.name))
+    ]
     if steps:
         return max(steps, key=lambda s: (s[0], s[1].stat().st_mtime))[1]
-    tables = [p for p in home.glob("*particles*.cs") if "passthrough" not in p.name and "excluded" not in p.name]
+    tables = [
+        p for p in home.glob("*particles*.cs") if "passthrough" not in p.name and "excluded" not in p.name
+    ]
     whole = [p for p in tables if "class_" not in p.name or "all_classes" in p.name]
     if whole:
         return max(whole, key=lambda p: (_cs_iteration(p), p.stat().st_mtime))

@@ -13,8 +13,8 @@ from cryorbit.errors import BadFile
 class StackLocator:
     """Turn the stack names of a particle file into files.
 
-    Tried in this order: an absolute name; relative to `data_dir`; to the file's folder; to each folder above it (one
-    of them is the project's root); the base name inside `data_dir`.
+    Tried in this order: an absolute name; relative to `data_dir`; to the file's folder; to each folder above
+    it (one of them is the project's root); the base name inside `data_dir`.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class StackLocator:
             more = f" (and {len(missing) - 1} more stacks)" if len(missing) > 1 else ""
             places = ", ".join(str(p) for p in [self.data_dir, *self.folders[:2]] if p is not None)
             raise BadFile(
-                f"{self.listed_in}: row {int(first_rows[i]) + 1} names the stack {names[i]}, which was not found{more}; "
+                f"{self.listed_in}: row {int(first_rows[i]) + 1} names the stack {names[i]}, which was not "
+                f"found{more}; "
                 f"looked in {places} and the folders above. Give the folder that holds it (data_dir)."
             )
         paths = [path for path in found if path is not None]
@@ -64,6 +65,7 @@ class StackLocator:
             if other != i and Path(names[other]).name == Path(names[i]).name and names[other] != names[i]:
                 raise BadFile(
                     f"{self.listed_in}: {names[other]} (row {int(first_rows[other]) + 1}) and {names[i]} "
-                    f"(row {int(first_rows[i]) + 1}) both come to {path}. Give a data folder with the same folders in it."
+                    f"(row {int(first_rows[i]) + 1}) both come to {path}. Give a data folder with the same "
+                    "folders in it."
                 )
         return paths

@@ -25,7 +25,8 @@ from cryorbit.io.mrc_stack import MrcImages, StackWriter
 __all__ = ["MrcImages", "StackWriter", "read_map", "write_map"]
 
 _SQUARE_CELL = 1e-3
-"""Relative difference of voxel edges that still counts as a cubic voxel: headers are rounded to 3 decimals."""
+"""Relative difference of voxel edges that still counts as a cubic voxel: headers are rounded to 3
+decimals."""
 
 
 def read_map(
@@ -43,8 +44,8 @@ def read_map(
     pixel_size_A
         Replaces the header's voxel size; needed where the header has none.
     to_cube
-        What to do with a map that is no cube: refuse it, or pad it with zeros around index N // 2. Padding moves
-        ORIGIN so that overlays stay right.
+        What to do with a map that is no cube: refuse it, or pad it with zeros around index N // 2. Padding
+        moves ORIGIN so that overlays stay right.
 
     Raises
     ------
@@ -60,7 +61,8 @@ def read_map(
         if to_cube == "refuse":
             z, y, x = values.shape
             raise BadFile(
-                f"{path}: {x} x {y} x {z} voxels, but a cube is wanted. Pad it first (read_map(to_cube='pad'))."
+                f"{path}: {x} x {y} x {z} voxels, but a cube is wanted. Pad it first "
+                "(read_map(to_cube='pad'))."
             )
         values, before = _pad_to_cube(values)
         x, y, z = (o - b * voxel for o, b in zip(origin, reversed(before), strict=True))
@@ -91,7 +93,7 @@ def write_map(path: str | os.PathLike[str], volume: Volume) -> None:
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
-        file.write(memoryview(values).cast("B"))
+        file.write(values.data.cast("B"))
 
 
 def _values_zyx(path: str | os.PathLike[str], header: MrcHeader) -> np.ndarray:

@@ -104,7 +104,8 @@ def _parse(path: str | os.PathLike[str], raw: bytes) -> MrcHeader:
     else:
         little = struct.unpack("<4i", raw[:16])
         raise BadFile(
-            f"{path}: not an MRC file that can be read (size {little[:3]}, mode {little[3]}; modes 0, 1, 2, 6 and "
+            f"{path}: not an MRC file that can be read (size {little[:3]}, mode {little[3]}; modes 0, 1, "
+            "2, 6 and "
             "12 can). Convert it to mode 2."
         )
     cell = struct.unpack(order + "6f", raw[40:64])

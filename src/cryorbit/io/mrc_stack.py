@@ -51,8 +51,8 @@ class MrcImages:
     Raises
     ------
     BadFile
-        If a stack is missing, truncated, of another size, or has no such image. Pixels are checked to be finite
-        when they are read.
+        If a stack is missing, truncated, of another size, or has no such image. Pixels are checked to be
+        finite when they are read.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class MrcImages:
     def __len__(self) -> int:
         return len(self.section)
 
-    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+    def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Float[Tensor, "n h w"]:
         """The chosen images as float32, in the order asked for; read in the order they lie on the disk.
 
         Raises
@@ -126,7 +126,7 @@ class MrcImages:
         columns, rows, sections = header.size
         shape = (sections, rows, columns)
         if compression(path) is None:
-            # Checked again: a stack may have been cut since it was first seen, and reading past its end kills.
+            # Checked again: the stack may have been cut since, and reading past the end of a map kills.
             check_length(path, header, os.path.getsize(path))
             mapped = np.memmap(path, header.dtype, mode="r", offset=header.data_offset, shape=shape)
         else:
@@ -257,11 +257,12 @@ class StackWriter:
             pixels = np.ascontiguousarray(images.detach().cpu().numpy(), dtype=kind)
         if not np.isfinite(pixels).all():
             raise BadInput(
-                f"{self.path}: an image has pixels that {self.dtype} cannot hold. Normalise it, or use float32."
+                f"{self.path}: an image has pixels that {self.dtype} cannot hold. Normalise it, or use "
+                "float32."
             )
         self._statistics.add(pixels)
         self.count += images.shape[0]
-        self._file.write(memoryview(pixels).cast("B"))
+        self._file.write(pixels.data.cast("B"))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -62,8 +62,8 @@ def read_particles(
     data_dir
         Where the stacks are, if they are not found from the file's own folder or one above it.
     origins
-        Which shift columns of a STAR file count. "auto" does as RELION: angstrom where there is an optics table,
-        with a `PixelOriginsWarning` if it has shifts in pixels only; pixels where there is none.
+        Which shift columns of a STAR file count. "auto" does as RELION: angstrom where there is an optics
+        table, with a `PixelOriginsWarning` if it has shifts in pixels only; pixels where there is none.
     poses, ctf
         cryoDRGN pickles, joined by position; they replace what the file says.
     shifts
@@ -92,7 +92,9 @@ def read_particles(
         raise BadFile(f"{path}: there is no such file. Correct the path.")
     kind = _kind(target)
     if kind == ".star":
-        stack = read_relion(target, data_dir=data_dir, origins=origins, pixel_size_A=pixel_size_A, images=images)
+        stack = read_relion(
+            target, data_dir=data_dir, origins=origins, pixel_size_A=pixel_size_A, images=images
+        )
     elif kind == ".cs":
         stack = read_cryosparc(
             target, passthrough=passthrough, data_dir=data_dir, pixel_size_A=pixel_size_A, images=images
@@ -101,7 +103,8 @@ def read_particles(
         stack = read_image_list(target, data_dir=data_dir, ctf=ctf, pixel_size_A=pixel_size_A)
     else:
         raise BadFile(
-            f"{path}: not the name of a particle file. Give a .star, .cs, .mrcs or .txt file, or a job's folder."
+            f"{path}: not the name of a particle file. Give a .star, .cs, .mrcs or .txt file, or a job's "
+            "folder."
         )
     return with_pickles(stack, poses=poses, ctf=ctf, shifts=shifts)
 
@@ -115,9 +118,9 @@ def write_particles(
 ) -> None:
     """Write particles in the dialect that the name asks for; images stay where they are.
 
-    `.star`: RELION 3.1. `.cs`: cryoSPARC. `.pkl`: a cryoDRGN pickle, of the poses if the name has "pose" in it, of
-    the CTF if it has "ctf". Poses, half sets and CTF of the stack are written over the columns of the file that it
-    came from; all its other columns and tables are kept if it is the same dialect.
+    `.star`: RELION 3.1. `.cs`: cryoSPARC. `.pkl`: a cryoDRGN pickle, of the poses if the name has "pose" in
+    it, of the CTF if it has "ctf". Poses, half sets and CTF of the stack are written over the columns of the
+    file that it came from; all its other columns and tables are kept if it is the same dialect.
 
     Parameters
     ----------
@@ -149,7 +152,8 @@ def write_particles(
         write_ctf_pickle(target, require_ctf(stack), box=stack.box, pixel_size_A=stack.pixel_size_A)
     else:
         raise BadInput(
-            f"{path}: the name says no particle format. Give a name that ends in .star, .cs, pose.pkl or ctf.pkl."
+            f"{path}: the name says no particle format. Give a name that ends in .star, .cs, pose.pkl or "
+            "ctf.pkl."
         )
 
 
@@ -182,7 +186,8 @@ def require_pose(stack: ParticleStack) -> Pose:
     """
     if stack.pose is None:
         raise BadFile(
-            f"{stack.source}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi of every particle, or alignments3D), "
+            f"{stack.source}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi of every particle, or "
+            "alignments3D), "
             "which are needed here. Give the file of a refinement, or find poses with `cryorbit abinitio`."
         )
     return stack.pose
@@ -198,7 +203,8 @@ def require_ctf(stack: ParticleStack) -> CTF:
     """
     if stack.ctf is None:
         raise BadFile(
-            f"{stack.source}: no CTF parameters (rlnDefocusU and so on), which are needed here. Estimate the CTF "
+            f"{stack.source}: no CTF parameters (rlnDefocusU and so on), which are needed here. Estimate "
+            "the CTF "
             "first, or say --no-ctf if the images have none."
         )
     return stack.ctf

@@ -135,7 +135,8 @@ def pixel_size_from_relion(tables: RelionTables, given_A: float | None) -> float
         differs = np.abs(found - given_A) > 1e-3 * given_A
         if differs.any():
             warnings.warn(
-                f"{tables.path}: pixel size {given_A:g} A as you gave it, though the file says {found[differs][0]:g} A.",
+                f"{tables.path}: pixel size {given_A:g} A as you gave it, though the file says "
+                f"{found[differs][0]:g} A.",
                 PixelSizeWarning,
                 stacklevel=4,
             )
@@ -149,7 +150,9 @@ def pixel_size_from_relion(tables: RelionTables, given_A: float | None) -> float
 
 
 def pose_from_relion(tables: RelionTables, pixel_size_A: float, origins: Origins) -> Pose | None:
-    """Poses in the house frame: A(rot, tilt, psi), and shift_A = -origin. None where an angle is missing or -999."""
+    """Poses in the house frame: A(rot, tilt, psi), and shift_A = -origin. None where an angle is missing or
+    -999.
+    """
     if any(tables.where(label) is None for label in ANGLES):
         return None
     angles = np.stack([tables.numbers(label) for label in ANGLES], 1)
@@ -159,7 +162,8 @@ def pose_from_relion(tables: RelionTables, pixel_size_A: float, origins: Origins
     if unknown.any():
         row = int(np.flatnonzero(unknown)[0])
         warnings.warn(
-            f"{tables.path}: {int(unknown.sum())} of {len(tables)} particles (the first in row {row + 1}) have -999 "
+            f"{tables.path}: {int(unknown.sum())} of {len(tables)} particles (the first in row {row + 1}) "
+            "have -999 "
             "for an angle, so the poses are left out. Remove those rows to use the others.",
             PlaceholderPoseWarning,
             stacklevel=4,
@@ -171,7 +175,7 @@ def pose_from_relion(tables: RelionTables, pixel_size_A: float, origins: Origins
 
 
 def origins_A(tables: RelionTables, pixel_size_A: float, origins: Origins) -> np.ndarray:
-    """rlnOrigin in angstrom, (n, 2).
+    """The origins in angstrom, (n, 2).
 
     With an optics table RELION takes the angstrom columns and nothing else; without one, the pixel columns.
 
@@ -194,7 +198,8 @@ def origins_A(tables: RelionTables, pixel_size_A: float, origins: Origins) -> np
     if origins == "pixels" or old_file or not in_A.any():
         return in_A
     warnings.warn(
-        f"{tables.path}: shifts stand only in pixels (rlnOriginX/Y) beside an optics table, and RELION 3.1 and later "
+        f"{tables.path}: shifts stand only in pixels (rlnOriginX/Y) beside an optics table, and RELION 3.1 "
+        "and later "
         "read such a file as not shifted; so do we. Say origins 'pixels' to use them.",
         PixelOriginsWarning,
         stacklevel=5,
@@ -220,7 +225,8 @@ def ctf_from_relion(tables: RelionTables) -> CTF | None:
         values[field] = _float(tables.numbers(label, default))
     if missing:
         warnings.warn(
-            f"{tables.path}: no {', '.join(missing)}: RELION's defaults. Add the true values to the optics table.",
+            f"{tables.path}: no {', '.join(missing)}: RELION's defaults. Add the true values to the optics "
+            "table.",
             DefaultOpticsWarning,
             stacklevel=4,
         )
@@ -242,7 +248,7 @@ def ctf_from_relion(tables: RelionTables) -> CTF | None:
 
 
 def half_set_from_relion(tables: RelionTables) -> Tensor | None:
-    """rlnRandomSubset where it holds 1 and 2, else None."""
+    """The column rlnRandomSubset where it holds 1 and 2, else None."""
     if tables.where("rlnRandomSubset") is None:
         return None
     subset = tables.numbers("rlnRandomSubset")
@@ -292,7 +298,8 @@ def _refuse_what_we_cannot_use(tables: RelionTables) -> None:
                 "Extract the particles again without that option."
             )
     general = tables.others.get("general")
-    if general is not None and general.get("rlnTomoSubTomosAre2DStacks", pd.Series([0])).iloc[0] == 1:
+    label = "rlnTomoSubTomosAre2DStacks"
+    if general is not None and label in general.columns and 1 in general[label].to_numpy():
         raise BadFile(
             f"{path}: particles are stacks of tilted images (rlnTomoSubTomosAre2DStacks), which is not "
             "supported. Give single-particle images."

@@ -57,7 +57,7 @@ class RelionTables:
         return len(self.particles)
 
     def where(self, label: str) -> str | None:
-        """ "particles", "optics" or None: which table says `label`; the particle table wins."""
+        """Which table says `label`: "particles", which wins, "optics", or None."""
         if label in self.particles.columns:
             return "particles"
         if self.optics is not None and label in self.optics.columns:
@@ -115,8 +115,10 @@ class RelionTables:
         if names[0] == names[1]:
             names = ["row 1", f"row {row + 1}"]
         raise BadFile(
-            f"{self.path}: {names[0]} has {what} {first:g}{unit} but {names[1]} has {float(numbers[row]):g}{unit}. "
-            "Bring all particles to one size (relion_image_handler --rescale_angpix and --new_box), or select one."
+            f"{self.path}: {names[0]} has {what} {first:g}{unit} but {names[1]} has "
+            f"{float(numbers[row]):g}{unit}. "
+            "Bring all particles to one size (relion_image_handler --rescale_angpix and --new_box), or "
+            "select one."
         )
 
     def _group_name(self, row: int) -> str:
@@ -144,13 +146,15 @@ def _join_optics(particles: pd.DataFrame, optics: pd.DataFrame, path: str) -> np
         if len(optics) == 1:
             return np.zeros(len(particles), np.int64)
         raise BadFile(
-            f"{path}: {len(optics)} optics groups, but the particles table has no rlnOpticsGroup. Add that column."
+            f"{path}: {len(optics)} optics groups, but the particles table has no rlnOpticsGroup. Add that "
+            "column."
         )
     row = np.asarray(groups.get_indexer(pd.Index(particles["rlnOpticsGroup"])), np.int64)
     if (row < 0).any():
         bad = int(np.flatnonzero(row < 0)[0])
         raise BadFile(
-            f"{path}: row {bad + 1} belongs to optics group {particles['rlnOpticsGroup'].iloc[bad]}, which the optics "
+            f"{path}: row {bad + 1} belongs to optics group {particles['rlnOpticsGroup'].iloc[bad]}, which "
+            "the optics "
             "table does not define. Add the group, or correct the row."
         )
     return row

@@ -38,9 +38,9 @@ def write_relion(
 ) -> None:
     """Write a stack as a RELION 3.1 STAR file (`# version 30001`).
 
-    Columns and tables of a RELION file that the stack came from are kept; poses, half sets and CTF of the stack are
-    written over them, and a value that did not change keeps its digits. Shifts are in angstrom; pixel origins, which
-    would contradict them, are dropped.
+    Columns and tables of a RELION file that the stack came from are kept; poses, half sets and CTF of the
+    stack are written over them, and a value that did not change keeps its digits. Shifts are in angstrom;
+    pixel origins, which would contradict them, are dropped.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def relion_tables(
 def _image_names(
     stack: ParticleStack, path: str | os.PathLike[str], given: pd.Series | None, image_paths: ImagePaths
 ) -> np.ndarray:
-    """rlnImageName per particle, with `:mrcs` behind names that RELION would not take for stacks."""
+    """The rlnImageName of each particle, with `:mrcs` behind names that RELION would not take for stacks."""
     files = on_disk(stack.images)
     if files is None or (given is not None and image_paths == "as given"):
         names = given.to_numpy() if given is not None else stack.ids
@@ -183,7 +183,7 @@ def _write_size(stack: ParticleStack, optics: pd.DataFrame) -> None:
     """Box and pixel size of the images as they are now, where they were looked at."""
     if isinstance(stack.images, AbsentImages):
         return
-    if "rlnImageSize" in optics.columns and (optics["rlnImageSize"] != stack.box).any():
+    if "rlnImageSize" in optics.columns and not (optics["rlnImageSize"].to_numpy() == stack.box).all():
         optics["rlnImageSize"] = stack.box
     if "rlnImagePixelSize" in optics.columns:
         old = optics["rlnImagePixelSize"].to_numpy(np.float64)
@@ -192,7 +192,9 @@ def _write_size(stack: ParticleStack, optics: pd.DataFrame) -> None:
 
 
 def _microscope(stack: ParticleStack, tables: RelionTables) -> dict[str, np.ndarray]:
-    """Voltage, Cs and amplitude contrast per particle, with the digits of the old table where they are the same."""
+    """Voltage, Cs and amplitude contrast per particle, with the digits of the old table where they are the
+    same.
+    """
     out: dict[str, np.ndarray] = {}
     for field in _OPTICS_FIELDS:
         label, default = CTF_LABELS[field]
@@ -279,7 +281,8 @@ def _write_sign(stack: ParticleStack, particles: pd.DataFrame, path: str | os.Pa
         return
     particles[SIGN] = files.sign.astype(np.int64)
     warnings.warn(
-        f"{path}: the stored images are dark on light. Cryorbit reads that from the column {SIGN}; other programs do "
+        f"{path}: the stored images are dark on light. Cryorbit reads that from the column {SIGN}; other "
+        "programs do "
         "not, so for them write the images too, light on dark.",
         ContrastSignWarning,
         stacklevel=5,
@@ -302,7 +305,9 @@ def _short(values: np.ndarray) -> np.ndarray:
 
 
 def _kept(old: np.ndarray, new: torch.Tensor) -> np.ndarray:
-    """The old numbers where the new ones, in their own precision, are the same; else the new ones, shortened."""
+    """The old numbers where the new ones, in their own precision, are the same; else the new ones,
+    shortened.
+    """
     dtype = new.detach().cpu().numpy().dtype
     fresh = _array(new)
     return np.where(old.astype(dtype).astype(np.float64) == fresh, old, _short(fresh))

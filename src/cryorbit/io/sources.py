@@ -20,7 +20,7 @@ class SignedImages:
     """Images of another source times +1 or -1 each, so that protein is light."""
 
     source: ImageSource
-    sign: Float[Tensor, "n"]
+    sign: Float[Tensor, " n"]
 
     @property
     def box(self) -> int:
@@ -30,7 +30,7 @@ class SignedImages:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+    def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Float[Tensor, "n h w"]:
         return self.source[index] * self.sign[index][:, None, None]
 
 
@@ -64,9 +64,10 @@ class AbsentImages:
     def __len__(self) -> int:
         return len(self.section)
 
-    def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
+    def __getitem__(self, index: slice | Int[Tensor, " n"]) -> Float[Tensor, "n h w"]:
         raise BadFile(
-            f"{self.listed_in}: read without its images, so there are no pixels. Read with the stacks present."
+            f"{self.listed_in}: read without its images, so there are no pixels. Read with the stacks "
+            "present."
         )
 
 
@@ -86,7 +87,9 @@ class FileImages:
 
 
 def on_disk(source: ImageSource) -> FileImages | None:
-    """The files behind a source, seen through selections and signs; None where the pixels are not in files."""
+    """The files behind a source, seen through selections and signs; None where the pixels are not in
+    files.
+    """
     if isinstance(source, MrcImages):
         stacks = tuple(str(p.absolute()) for p in source.paths)
         ones = np.ones(len(source), np.float32)

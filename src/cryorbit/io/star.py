@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -25,8 +26,8 @@ _TEXT_ENDINGS = ("Name", "File", "Label", "Type", "Metadata")
 def read_star(path: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
     """Every block of a STAR file as a table, in the file's order; labels without the leading underscore.
 
-    Columns of numbers become int64 or float64, all others stay text. A block of label-value pairs becomes one row
-    with `attrs["simple"]` set.
+    Columns of numbers become int64 or float64, all others stay text. A block of label-value pairs becomes
+    one row with `attrs["simple"]` set.
 
     Raises
     ------
@@ -76,7 +77,7 @@ def write_star(
                 width = max((len(str(c)) for c in frame.columns), default=0) + 2
                 for label in frame.columns:
                     value = _texts(frame[label].iloc[:1], label)[0]
-                    file.write(f"_{str(label):<{width}} {value}\n")
+                    file.write(f"_{label!s:<{width}} {value}\n")
                 file.write("\n")
                 continue
             file.write("loop_ \n")
@@ -116,8 +117,9 @@ def _block_to_frame(block: gemmi.cif.Block) -> pd.DataFrame | None:
         loop = item.loop
         if loop is not None:
             return _loop_to_frame(block, loop)
-        if item.pair is not None:
-            pairs[item.pair[0].lstrip("_")] = item.pair[1]
+        pair: Any = item.pair
+        if pair is not None:
+            pairs[pair[0].lstrip("_")] = pair[1]
     if not pairs:
         return None
     frame = pd.DataFrame({label: _column(label, [value]) for label, value in pairs.items()})
@@ -143,7 +145,9 @@ def _column(label: str, values: list[str]) -> np.ndarray:
 
 
 def _numbers(values: list[str]) -> np.ndarray | None:
-    """int64 where every value is an integer as a program would print it ("007" is a name), else float64, else None."""
+    """int64 where every value is an integer as a program would print it ("007" is a name), else float64,
+    else None.
+    """
     if any("_" in v for v in values):  # Python takes 1_000 for a number
         return None
     try:
@@ -207,4 +211,3 @@ def find_table(tables: dict[str, pd.DataFrame], names: Iterable[str], label: str
         if name in tables:
             return name
     return next((name for name, frame in tables.items() if label in frame.columns), None)
-
