@@ -2,6 +2,8 @@
 
 import math
 
+import mrcfile
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -24,6 +26,7 @@ ORDERS = {
     "C1": 1, "C2": 2, "C3": 3, "C7": 7, "D1": 2, "D2": 4, "D5": 10,
     "T": 12, "O": 24, "I": 60, "I1": 60, "I2": 60, "I3": 60, "I4": 60,
 }  # fmt: skip
+SYMMETRISED = 1e-3  # float32 files; a plain flip, one voxel off, leaves 0.4
 PRINTED = 1e-6  # axes as published, six to ten decimals
 AXES = [
     ("C5", 5, (0, 0, 1)),
@@ -169,3 +172,18 @@ def test_reduction_keeps_dtype():
     """Float32 poses stay float32."""
     r = torch.eye(3)[None]
     assert reduce_to_asymmetric_unit(r, point_group("O")).dtype == torch.float32
+
+
+@pytest.mark.data
+def test_relions_own_map_has_the_symmetry(data_dir):
+    """The tutorial map of beta-galactosidase, symmetrised by RELION, is D2 about index N // 2."""
+    path = data_dir / "maps" / "betagal_relion_tutorial.mrc.gz"
+    with mrcfile.open(path, permissive=True) as file:
+        density = torch.from_numpy(np.array(file.data, dtype=np.float64))
+    n = len(density)
+    axis = torch.arange(n, dtype=F64) - n // 2
+    xyz = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")[::-1], -1)
+    for element in point_group("D2"):
+        x, y, z = ((xyz @ element.mT).round().long() + n // 2).remainder(n).unbind(-1)
+        left = (density[z, y, x] - density)[1:, 1:, 1:]  # index 0 of an even box has no partner
+        assert left.norm() < SYMMETRISED * density.norm()
