@@ -1,0 +1,127 @@
+"""`cryorbit abinitio PARTICLES -o DIR`: from images to poses and maps, with no start map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cryorbit.cli.config import Flat, to_yaml
+from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
+from cryorbit.cli.reading import (
+    ParticlesFile,
+    ReadOptions,
+    absolute,
+    read,
+    refuse_bad_images,
+    refuse_for_abinitio,
+)
+from cryorbit.errors import BadInput, CryorbitError
+from cryorbit.inference.abinitio import AbinitioSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from cryorbit.cli.run_folder import RunFolder
+    from cryorbit.data import ParticleStack
+    from cryorbit.inference.abinitio import AbinitioResult
+
+OUTPUTS = ("particles.star", "map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "report.html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Find poses and a map from nothing: DIR/particles.star, map.mrc, half maps, fsc.star, report.html."""
+
+    particles: tyro.conf.Positional[ParticlesFile | None] = None
+    """A .star, .cs, .mrcs or .txt file or a job folder; --resume knows it already."""
+    out: OutFolder
+    """Folder for the results."""
+    resume: bool = False
+    """Go on with the run in DIR, with its settings, after any kind of stop."""
+    ctf: bool = True
+    """Use the CTF; --no-ctf for images that have none or are corrected for it."""
+    checkpoint_every_s: float = 30.0
+    """Seconds between checkpoints."""
+    reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    inference: Annotated[AbinitioSettings, Flat] = field(default_factory=AbinitioSettings)
+    compute: Annotated[ComputeOptions, Flat] = field(default_factory=ComputeOptions)
+    configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
+
+
+def run(settings: Settings) -> int:
+    """Run, or go on with, ab initio."""
+    from cryorbit.cli.run_folder import already_finished
+
+    if settings.resume and already_finished(settings.out):
+        return 0
+    if settings.particles is None:
+        raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
+    settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
+    device = prepare(settings.compute)
+    stack = usable_particles(settings)
+    run_in_folder(stack, settings, device=device, outputs=OUTPUTS)
+    return 0
+
+
+def usable_particles(settings: Settings) -> ParticleStack:
+    """The particles, refused with the reason if no map can come of them.
+
+    Raises
+    ------
+    BadFile, BadInput
+        If they cannot be read, are too few, lack a CTF or hold unusable images.
+    """
+    assert settings.particles is not None
+    stack = read(settings.particles, settings.reading)
+    refuse_for_abinitio(stack, ctf=settings.ctf)
+    refuse_bad_images(stack)
+    return stack if settings.ctf else replace(stack, ctf=None)
+
+
+def run_in_folder(
+    stack: ParticleStack, settings: Settings, *, device: torch.device, outputs: tuple[str, ...]
+) -> AbinitioResult:
+    """Ab initio of `stack` with progress, checkpoints and all outputs in the settings' folder."""
+    from cryorbit.cli.run_folder import open_run
+    from cryorbit.inference.abinitio import run_abinitio
+
+    folder = open_run(
+        settings.out,
+        verb="abinitio",
+        settings_yaml=to_yaml(settings),
+        outputs=outputs,
+        resume=settings.resume,
+    )
+    try:
+        records = run_abinitio(stack, settings.inference, state=folder.state, device=device)
+        last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+    except CryorbitError:
+        folder.abandon()
+        raise
+    write_result(folder, stack, last.result)
+    return last.result
+
+
+def write_result(folder: RunFolder, stack: ParticleStack, result: AbinitioResult) -> None:
+    """Poses, maps, curve and report of a finished run."""
+    from cryorbit.cli.outputs import FSC, HALF1, HALF2, MAP, PARTICLES, write_fsc
+    from cryorbit.cli.report import rebuild_report
+    from cryorbit.io.mrc import write_map
+    from cryorbit.io.particles import write_particles
+
+    path = folder.path
+    for name, volume in zip((MAP, HALF1, HALF2), (result.map, *result.half_maps), strict=True):
+        write_map(path / name, volume)
+    write_fsc(path / FSC, {"unmasked": result.curve})
+    columns = {
+        "rlnMaxValueProbDistribution": result.confidence.double().cpu().numpy(),
+        "rlnLogLikeliContribution": result.log_likelihood.double().cpu().numpy(),
+        "cryorbitEntropyNats": result.entropy.double().cpu().numpy(),
+    }
+    solved = replace(stack, pose=result.pose, half_set=result.half_set)
+    write_particles(path / PARTICLES, solved, extra_columns=columns)
+    folder.record(verdict=result.verdict, resolution_0143_A=result.curve.resolution_A(0.143))
+    rebuild_report(path)
+    folder.finish()

@@ -1,0 +1,121 @@
+"""Particles as the shell reads them: which options there are, and what is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from cryorbit.errors import BadFile, BadInput
+
+if TYPE_CHECKING:
+    from cryorbit.data import ParticleStack
+
+ParticlesFile = Annotated[Path, tyro.conf.arg(metavar="PARTICLES")]
+"""A .star, .cs, .mrcs or .txt file, or a RELION or cryoSPARC job folder."""
+
+FEWEST_PARTICLES = 300
+"""Below this, ab initio is refused: a map from fewer images cannot be told from noise fitted to itself."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Images read at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How to read the particles"""
+
+    origins: Literal["auto", "angstrom", "pixels"] = "auto"
+    """Which origin columns to believe where a STAR file has both, or only pixels beside an optics table."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder that image paths are relative to, if not the usual ones."""
+    stack_pixel_size_A: float | None = None
+    """Pixel size of the images, where the file does not say."""
+    pose_pkl: Annotated[Path | None, tyro.conf.arg(metavar="POSE.pkl")] = None
+    """cryoDRGN poses for an .mrcs or .txt file."""
+    ctf_pkl: Annotated[Path | None, tyro.conf.arg(metavar="CTF.pkl")] = None
+    """cryoDRGN CTF parameters for an .mrcs or .txt file."""
+
+    def absolute(self) -> ReadOptions:
+        """The same with absolute paths, so that settings.yaml works from any folder."""
+        return replace(
+            self, **{name: absolute(getattr(self, name)) for name in ("data_dir", "pose_pkl", "ctf_pkl")}
+        )
+
+
+def absolute(path: Path | None) -> Path | None:
+    """The path from the root, None for None."""
+    return None if path is None else path.absolute()
+
+
+def read(
+    path: Path, options: ReadOptions, *, images: Literal["present", "absent"] = "present"
+) -> ParticleStack:
+    """The particles of a file or job folder; "absent" reads the metadata without looking for the stacks.
+
+    Raises
+    ------
+    BadFile, BadInput
+        If they cannot be read.
+    """
+    from cryorbit.io.particles import read_particles
+
+    return read_particles(
+        path,
+        data_dir=options.data_dir,
+        origins=options.origins,
+        poses=options.pose_pkl,
+        ctf=options.ctf_pkl,
+        pixel_size_A=options.stack_pixel_size_A,
+        images=images,
+    )
+
+
+def refuse_for_abinitio(stack: ParticleStack, *, ctf: bool) -> None:
+    """Raise, with the remedy, if no map can be expected of these particles.
+
+    Raises
+    ------
+    BadInput
+        If there are too few, or there is no CTF and none was waived.
+    """
+    if ctf and stack.ctf is None:
+        raise BadInput(
+            f"{stack.source}: no CTF parameters, without which the map would be wrong. Estimate them "
+            "(CTFFIND, Gctf, cryoSPARC) and extract again, or give --no-ctf if the images need none."
+        )
+    if len(stack) < FEWEST_PARTICLES:
+        raise BadInput(
+            f"{stack.source}: {len(stack)} particles are too few to find a map from nothing, wanted "
+            f"{FEWEST_PARTICLES} or more. Extract more, or use `cryorbit reconstruct` if poses are known."
+        )
+
+
+def chunks(n: int, box: int) -> list[slice]:
+    """Slices that cover n images, each of about 64 MB of float32.
+
+    >>> chunks(5, 4096)
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, CHUNK_BYTES // (4 * box * box))
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
+def refuse_bad_images(stack: ParticleStack) -> None:
+    """Read every image once and raise at the first that is blank; readers themselves refuse NaN.
+
+    Raises
+    ------
+    BadFile
+        Naming the row (from 1) and the image.
+    """
+    import torch
+
+    for part in chunks(len(stack), stack.box):
+        low, high = torch.aminmax(stack.images[part].flatten(1), dim=1)
+        blank = torch.nonzero(low == high)
+        if len(blank):
+            row = part.start + int(blank[0, 0])
+            raise BadFile(f"{stack.source}: row {row + 1}: image {stack.ids[row]} is blank. Drop that row.")
