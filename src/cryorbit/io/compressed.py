@@ -9,7 +9,7 @@ import lzma
 import os
 import shutil
 import tempfile
-from typing import IO, Any, cast
+from typing import Any
 
 from cryorbit.errors import BadFile
 
@@ -32,15 +32,15 @@ def compression(path: str | os.PathLike[str]) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if first.startswith(magic)), None)
 
 
-def open_plain(path: str | os.PathLike[str]) -> IO[bytes]:
+def open_plain(path: str | os.PathLike[str]) -> Any:
     """Open for reading, decompressing on the way where needed."""
     kind = compression(path)
     if kind == "gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
+        return gzip.open(path, "rb")
     if kind == "bz2":
-        return cast(IO[bytes], bz2.open(path, "rb"))
+        return bz2.open(path, "rb")
     if kind == "xz":
-        return cast(IO[bytes], lzma.open(path, "rb"))
+        return lzma.open(path, "rb")
     if kind == "zst":
         return _open_zst(path)
     return open(path, "rb")
@@ -61,7 +61,7 @@ def read_plain(path: str | os.PathLike[str], size: int = -1) -> bytes:
         raise _broken(path, error) from error
 
 
-def decompress_to_temporary(path: str | os.PathLike[str]) -> IO[bytes]:
+def decompress_to_temporary(path: str | os.PathLike[str]) -> Any:
     """The plain content in an unnamed temporary file, for memory mapping; it vanishes when closed.
 
     Raises
@@ -88,7 +88,7 @@ def _broken(path: str | os.PathLike[str], error: Exception) -> BadFile:
     return BadFile(f"{path}: the compressed data are broken ({error}). Copy the file again.")
 
 
-def _open_zst(path: str | os.PathLike[str]) -> IO[bytes]:
+def _open_zst(path: str | os.PathLike[str]) -> Any:
     for name in ("compression.zstd", "backports.zstd"):
         try:
             module: Any = importlib.import_module(name)

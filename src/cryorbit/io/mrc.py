@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cryorbit.data.volume import Volume
-from cryorbit.errors import BadFile
+from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.atomic import atomic_path
 from cryorbit.io.compressed import read_plain
 from cryorbit.io.mrc_header import (
@@ -77,8 +77,12 @@ def write_map(path: str | os.PathLike[str], volume: Volume) -> None:
     ------
     BadFile
         If the disk refuses.
+    BadInput
+        If a value is not finite.
     """
-    values = np.ascontiguousarray(volume.values.detach().to("cpu", torch.float32).numpy(), dtype="<f4")
+    values = volume.values.detach().to("cpu", torch.float32).contiguous()
+    if not torch.isfinite(values).all():
+        raise BadInput(f"{path}: the map has values that are not finite. Look for the step that made them.")
     statistics = PixelStatistics()
     statistics.add(values)
     n = volume.box
@@ -93,7 +97,7 @@ def write_map(path: str | os.PathLike[str], volume: Volume) -> None:
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
-        file.write(values.data.cast("B"))
+        file.write(values.numpy().astype("<f4", copy=False).data.cast("B"))
 
 
 def _values_zyx(path: str | os.PathLike[str], header: MrcHeader) -> np.ndarray:
@@ -110,7 +114,7 @@ def _values_zyx(path: str | os.PathLike[str], header: MrcHeader) -> np.ndarray:
     stored = np.frombuffer(raw[start:stop], header.dtype).reshape(sections, rows, columns)
     # Axis of the file that runs along z, then y, then x; the file's axes are (section, row, column).
     order = [2 - header.axes.index(axis) for axis in (3, 2, 1)]
-    return np.ascontiguousarray(stored.transpose(order), dtype=np.float32)
+    return np.array(stored.transpose(order), dtype=np.float32, order="C")
 
 
 def _in_xyz(header: MrcHeader, along_file_axes: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.compressed import compression, read_plain
@@ -146,13 +148,14 @@ class PixelStatistics:
     low: float = np.inf
     high: float = -np.inf
 
-    def add(self, pixels: np.ndarray) -> None:
+    def add(self, pixels: Tensor) -> None:
         """Count a chunk in."""
-        self.count += pixels.size
-        self.total += float(pixels.sum(dtype=np.float64))
-        self.total_of_squares += float(np.square(pixels, dtype=np.float64).sum())
-        self.low = min(self.low, float(pixels.min()))
-        self.high = max(self.high, float(pixels.max()))
+        self.count += pixels.numel()
+        self.total += float(pixels.sum(dtype=torch.float64))
+        self.total_of_squares += float(pixels.square().sum(dtype=torch.float64))
+        low, high = torch.aminmax(pixels)
+        self.low = min(self.low, float(low))
+        self.high = max(self.high, float(high))
 
     def as_header(self) -> tuple[float, float, float, float]:
         """DMIN, DMAX, DMEAN, RMS."""

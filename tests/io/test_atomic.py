@@ -1,0 +1,123 @@
+import errno
+import os
+import subprocess
+
+import pytest
+import torch
+
+from cryorbit.data import Volume
+from cryorbit.errors import BadFile, BadInput
+from cryorbit.io.atomic import atomic_path
+from cryorbit.io.checkpoint import load_state, save_state
+from cryorbit.io.mrc import StackWriter, write_map
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root; the simulated full disk is tested instead")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no right to mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def _write_stack(path):
+    with StackWriter(path, box=64, pixel_size_A=1.0) as stack:
+        for _ in range(20):
+            stack.append(torch.zeros(4, 64, 64))
+
+
+WRITERS = {
+    "map": lambda path: write_map(path, Volume(torch.zeros(48, 48, 48), 1.0)),
+    "stack": _write_stack,
+    "checkpoint": lambda path: save_state(path, {"a": torch.zeros(100_000)}, {}),
+}
+
+
+def test_a_block_that_ends_well_leaves_the_file_and_nothing_else(tmp_path):
+    """The file appears whole under its name; no temporary stays."""
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"new")
+        assert not (tmp_path / "a").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+def test_a_block_that_raises_leaves_the_old_file(tmp_path):
+    """Whatever the error, the old content stays and the temporary goes."""
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(BadFile, match="folder does not exist"), atomic_path(tmp_path / "no" / "a"):
+        pass
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_is_one_error_and_leaves_nothing(small_disk, writer):
+    """ENOSPC becomes a BadFile that names the remedy; the folder is as it was."""
+    with pytest.raises(BadFile, match="disk is full"):
+        WRITERS[writer](small_disk / "out")
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_disk_that_fills_at_the_last_flush(tmp_path, monkeypatch, writer):
+    """The same where only fsync reports it."""
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadFile, match="disk is full"):
+        WRITERS[writer](tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    """Tensors of every kind, views and shared memory among them, and the JSON beside them."""
+    base = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
+    tensors = {
+        "view": base.T,
+        "same": base,
+        "double": base.double() / 3,
+        "state": torch.Generator().manual_seed(3).get_state(),
+        "flag": torch.tensor(True),
+        "half": base.half(),
+    }
+    meta = {"step": 3, "seconds": 1.5, "names": ["a", None], "nested": {"x": True}}
+    save_state(tmp_path / "c.safetensors", tensors, meta)
+    back, back_meta = load_state(tmp_path / "c.safetensors")
+    assert back_meta == meta
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].dtype == tensor.dtype
+        assert torch.equal(back[name], tensor)
+
+
+def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path):
+    """A cut file, a missing one, one of another program, and meta that is not JSON."""
+    path = tmp_path / "c.safetensors"
+    save_state(path, {"a": torch.zeros(1000)}, {})
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(BadFile, match="not a whole checkpoint"):
+        load_state(path)
+    with pytest.raises(BadFile, match="no such checkpoint"):
+        load_state(tmp_path / "none")
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(BadFile, match="not a Cryorbit checkpoint"):
+        load_state(tmp_path / "other")
+    with pytest.raises(BadInput, match="not JSON"):
+        save_state(path, {}, {"a": torch.zeros(1)})
