@@ -61,7 +61,7 @@ def automatic_mask(
     """
     pixel = volume.pixel_size_A
     smooth = low_pass(volume.values, resolution_A=max(low_pass_A, 4.0 * pixel), pixel_size_A=pixel, ndim=3)
-    level = _level(smooth) if threshold is None else threshold
+    level = density_level(smooth) if threshold is None else threshold
     radius = pixel_grid(volume.box, ndim=3, device=smooth.device).to(smooth).norm(dim=-1)
     solid = (smooth > level) & (radius < _OUTER_FRACTION * volume.box / 2)
     if not bool(solid.any()):
@@ -69,7 +69,7 @@ def automatic_mask(
             f"automatic_mask: no density above {level:.4g} (maximum {float(smooth.max()):.4g}). "
             "Give a lower threshold."
         )
-    solid = _without_dust(solid)
+    solid = without_dust(solid)
     grow = max(6.0, 3.0 * pixel) if dilate_A is None else dilate_A
     edge = max(12.0, 5.0 * pixel) if edge_A is None else edge_A
     far = ndimage.distance_transform_edt((~solid).cpu().numpy(), sampling=pixel)
@@ -87,7 +87,7 @@ def particle_radius_A(mask: Volume) -> float:
     return float(radius[inside].max()) * mask.pixel_size_A if bool(inside.any()) else 0.0
 
 
-def _level(smooth: Float[Tensor, "n n n"]) -> float:
+def density_level(smooth: Float[Tensor, "n n n"]) -> float:
     """Otsu's threshold, at least five robust standard deviations above the median."""
     values = smooth.flatten().double()
     low, high = float(values.min()), float(values.max())
@@ -105,7 +105,7 @@ def _level(smooth: Float[Tensor, "n n n"]) -> float:
     return min(max(otsu, float(median) + 5.0 * noise), 0.5 * (otsu + high))
 
 
-def _without_dust(solid: Bool[Tensor, "n n n"]) -> Bool[Tensor, "n n n"]:
+def without_dust(solid: Bool[Tensor, "n n n"]) -> Bool[Tensor, "n n n"]:
     """The connected parts that are at least a tenth of the largest."""
     labels, count = ndimage.label(solid.cpu().numpy())  # pyright: ignore[reportGeneralTypeIssues]
     sizes = torch.bincount(torch.from_numpy(labels).flatten().long(), minlength=count + 1)

@@ -1,0 +1,373 @@
+"""What a report says: its sections, captions and claims, in the order of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from cryorbit.data import CTF
+from cryorbit.geometry.symmetry import point_group
+from cryorbit.report import figures_curves, figures_map, figures_particles
+from cryorbit.report.data import ReportData
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its title and caption."""
+
+    title: str
+    caption: str
+    address: str = ""
+    views: tuple[tuple[str, str], ...] = ()
+    tag: str = ""
+    tag_kind: str = ""
+    max_width: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """Figures side by side; `columns` is the page's class for how many."""
+
+    figures: tuple[Picture, ...]
+    columns: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with figures and perhaps a table."""
+
+    key: str
+    title: str
+    lead: str = ""
+    rows: tuple[Row, ...] = ()
+    table: tuple[tuple[str, ...], ...] = ()
+    table_head: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one figure can be used for."""
+
+    figure: str
+    standing: str
+    why: str
+    kind: str = "not"
+
+
+def text_of(value: object) -> str:
+    """A value as a reader wants it: short numbers, words for yes and no, lists with commas."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else ("∞" if value > 0 else str(value))
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ") if abs(value) >= 10000 else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}: {text_of(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(text_of(v) for v in value)
+    return str(value)
+
+
+def map_section(data: ReportData) -> Section:
+    """Surface and sections."""
+    rows = []
+    surface = figures_map.surface_pictures(data.map)
+    if surface is not None:
+        pictures, level, edge_A = surface
+        names = {"front": "along z", "side": "along x", "top": "along y"}
+        rows.append(
+            Row(
+                (
+                    Picture(
+                        title="Surface",
+                        views=tuple((names[name], address) for name, address in pictures.items()),
+                        caption=f"Isosurface at density {level:.3g}, seen from three sides; each picture is "
+                        f"{edge_A:.0f} Å wide, dark parts lie near the centre. Look for solid, connected "
+                        "features. A smooth ball, a hollow shell or spikes that point away from the centre "
+                        "mean that the poses are wrong.",
+                    ),
+                )
+            )
+        )
+    rows.append(
+        Row(
+            (
+                Picture(
+                    title="Central sections",
+                    address=figures_map.slices_figure(data.map),
+                    caption="Density in the three planes through the centre, bright is dense. The particle "
+                    "should stand out from an even background and be centred; rings around it, or streaks "
+                    "through it, point to wrong CTF values or missing views.",
+                ),
+            )
+        )
+    )
+    return Section("map", "The map", rows=tuple(rows))
+
+
+def resolution_section(data: ReportData) -> Section | None:
+    """Half-map and truth correlations."""
+    figures = []
+    if data.half_curve is not None or data.masked_curve is not None:
+        tag = ("gold standard", "gold") if data.gold_standard else ("not gold standard", "not")
+        why = (
+            "The halves never shared a map."
+            if data.gold_standard
+            else "Both halves took their poses from maps they shared, so part of what agrees may be noise: read "
+            "it as consistency, an upper bound."
+        )
+        figures.append(
+            Picture(
+                title="Half maps against each other",
+                tag=tag[0],
+                tag_kind=tag[1],
+                address=figures_curves.half_map_figure(data.half_curve, data.masked_curve),
+                caption=f"Fourier shell correlation of the two half maps; the resolution is the first crossing "
+                f"of 0.143. {why} The curve should stay near 1, fall once and stay near 0.",
+            )
+        )
+    if data.truth_curve is not None:
+        figures.append(
+            Picture(
+                title="Map against the truth",
+                tag="simulation only",
+                tag_kind="not",
+                address=figures_curves.truth_figure(data.truth_curve),
+                caption="Fourier shell correlation with the map that made the images, after alignment; the "
+                "resolution is the first crossing of 0.5. This needs no trust in the half maps, but exists only "
+                "where the truth is known.",
+            )
+        )
+    return Section("resolution", "Resolution", rows=(Row(tuple(figures), "two"),)) if figures else None
+
+
+def pose_section(data: ReportData) -> Section | None:
+    """Viewing directions, confidence, entropy."""
+    first: list[Picture] = []
+    if data.pose is not None and len(data.pose):
+        density = figures_particles.view_density(data.pose.rotation, group=point_group(data.symmetry))
+        share = 100.0 * density.thin_share
+        symmetry = "" if data.symmetry.upper() == "C1" else f", repeated by the symmetry {data.symmetry}"
+        first.append(
+            Picture(
+                title="Viewing directions",
+                address=figures_particles.views_figure(density),
+                caption=f"Where the particles were seen from, on an equal-area map of the sphere{symmetry}; a "
+                f"uniform data set is 1 everywhere. The densest direction has {density.highest:.1f} times the "
+                f"uniform share, and {share:.0f} % of all directions have less than a third of it. Empty regions "
+                "smear the map along them.",
+                max_width=760,
+            )
+        )
+    second: list[Picture] = []
+    if data.confidence is not None:
+        second.append(
+            Picture(
+                title="Confidence",
+                address=figures_particles.confidence_figure(data.confidence),
+                caption="Probability that the true pose lies in the neighbourhood of the best one. Mass near 1: "
+                "the images decide. Mass near 0: noise, junk or a map that does not match.",
+            )
+        )
+    if data.entropy is not None:
+        second.append(
+            Picture(
+                title="Entropy",
+                address=figures_particles.entropy_figure(data.entropy),
+                caption="How widely the posterior of a particle is spread over all rotations. Lower is sharper; two "
+                "humps mean two kinds of particles.",
+            )
+        )
+    if not first and not second:
+        return None
+    if not first or not second:
+        return Section("poses", "Poses", rows=(Row(tuple(first + second), "two" if second else ""),))
+    return Section("poses", "Poses", rows=(Row(tuple(first)), Row(tuple(second), "two")))
+
+
+def convergence_section(data: ReportData) -> Section | None:
+    """Curves of the run."""
+    drawn = figures_curves.convergence_figures(data.metrics)
+    if not drawn:
+        return None
+    captions = {
+        "Log-likelihood per image": "Should rise and level off within a stage; it may jump where a stage adds detail.",
+        "Mean confidence": "Should end well above where it began.",
+        "Mean pose entropy (nats)": "Should fall as the map gains detail.",
+        "Pose change (degrees)": "Should fall towards zero in the last stage.",
+    }
+    pictures = tuple(
+        Picture(name, captions.get(name, "Shaded bands are the stages of the run."), address)
+        for name, address in drawn
+    )
+    lead = "A run that has settled shows flat ends; one that was still moving would gain from more steps."
+    return Section("convergence", "Convergence", lead, (Row(pictures, "three"),))
+
+
+def _ctf_caption(ctf: CTF) -> str:
+    astigmatism = (ctf.defocus_u_A - ctf.defocus_v_A).abs()
+    mean_um = 0.5e-4 * (ctf.defocus_u_A + ctf.defocus_v_A)
+    voltage = ", ".join(f"{v:g}" for v in torch.unique(ctf.voltage_kV).tolist()[:4])
+    return (
+        f"Underfocus from {float(mean_um.min()):.2f} to {float(mean_um.max()):.2f} µm at {voltage} kV; median "
+        f"astigmatism {float(astigmatism.median()):.0f} Å. A broad range is good: the zeros of one particle's CTF "
+        "are filled by another's."
+    )
+
+
+def image_section(data: ReportData) -> Section | None:
+    """Examples, defocus, spectra."""
+    rows = []
+    if data.examples is not None and len(data.examples.images):
+        rows.append(
+            Row(
+                (
+                    Picture(
+                        title="Particles beside their reprojections",
+                        address=figures_map.examples_figure(
+                            data.examples, pixel_size_A=data.map.pixel_size_A
+                        ),
+                        caption="Top: particle as used. Middle: the same, smoothed. Bottom: the map projected at "
+                        "the pose found, with CTF and shift. Outlines in the middle and bottom rows should agree; "
+                        "the number is their correlation.",
+                    ),
+                )
+            )
+        )
+    small = []
+    if data.ctf is not None and len(data.ctf):
+        small.append(Picture("Defocus", _ctf_caption(data.ctf), figures_particles.defocus_figure(data.ctf)))
+    if data.statistics is not None:
+        snr = data.statistics.snr
+        known = "" if snr is None else f" The signal-to-noise ratio over the whole box is about {snr:.2g}."
+        small.append(
+            Picture(
+                "Noise and signal",
+                f"Power per Fourier shell of the images.{known} Where the signal lies far below the noise, many "
+                "particles are needed.",
+                figures_curves.spectrum_figure(data.statistics),
+            )
+        )
+    if small:
+        rows.append(Row(tuple(small), "two"))
+    return Section("images", "Images", rows=tuple(rows)) if rows else None
+
+
+_EVALUATION_WORDS = {
+    "mse": "Pose error, mean of |R − R′|² (chance is 6, below 0.1 counts as converged)",
+    "medse": "Pose error, median of |R − R′|²",
+    "mse_refined": "Mean pose error in the refined frame",
+    "medse_refined": "Median pose error in the refined frame",
+    "hand": "Hand (+1 as the truth, −1 mirrored)",
+    "hand_a": "Share of particles right in the map's hand",
+    "hand_b": "Share right in the mirrored hand",
+    "hand_union": "Share right in one hand or the other",
+    "rotation_error_deg_median": "Median rotation error (degrees)",
+    "view_error_deg_median": "Median error of the viewing direction (degrees)",
+    "in_plane_error_deg_median": "Median in-plane error (degrees)",
+    "shift_error_A_median": "Median shift error (Å)",
+    "fsc05_truth_A": "Resolution against the truth, FSC 0.5 (Å)",
+    "oracle_fsc05_truth_A": "The same with the true poses: the best possible (Å)",
+    "fsc0143_half_A": "Half-map resolution, FSC 0.143 (Å)",
+    "seconds": "Wall time (s)",
+    "image_visits": "Image visits",
+}
+
+
+def evaluation_section(data: ReportData) -> Section | None:
+    """Numbers against the truth."""
+    if not data.evaluation:
+        return None
+    known = [k for k in _EVALUATION_WORDS if k in data.evaluation]
+    others = [k for k in data.evaluation if k not in _EVALUATION_WORDS]
+    table = tuple((_EVALUATION_WORDS.get(k, k), text_of(data.evaluation[k])) for k in known + others)
+    lead = "Compared with the poses and the map the images were simulated from. The program did not see them."
+    return Section("truth", "Against the truth", lead, table=table)
+
+
+def particle_section(data: ReportData) -> Section | None:
+    """Summary of the particle table."""
+    if not data.particles:
+        return None
+    table = tuple((str(k), text_of(v)) for k, v in data.particles.items())
+    return Section("particles", "Particles", table=table)
+
+
+def sections(data: ReportData) -> list[Section]:
+    """All sections that have something to show."""
+    makers = (
+        map_section,
+        resolution_section,
+        pose_section,
+        image_section,
+        convergence_section,
+        evaluation_section,
+        particle_section,
+    )
+    return [section for make in makers if (section := make(data)) is not None]
+
+
+def claims(data: ReportData) -> list[Claim]:
+    """What each kind of figure stands on."""
+    found = []
+    if data.half_curve is not None or data.masked_curve is not None:
+        found.append(
+            Claim(
+                "Half-map FSC",
+                "gold standard" if data.gold_standard else "not gold standard",
+                "The two halves were aligned and reconstructed apart from the start; the resolution at 0.143 may be "
+                "quoted."
+                if data.gold_standard
+                else "The two half maps hold different particles, but their poses come from common maps. Do not quote "
+                "the resolution as gold standard; refine the halves apart first.",
+                "gold" if data.gold_standard else "not",
+            )
+        )
+    if data.masked_curve is not None:
+        found.append(
+            Claim(
+                "Correction for the mask",
+                "standard method",
+                "Phases are randomised beyond the shell where the unmasked curve falls below 0.8, and what the mask "
+                "alone correlates is subtracted.",
+            )
+        )
+    if data.truth_curve is not None or data.evaluation:
+        found.append(
+            Claim(
+                "Comparison with the truth",
+                "simulation only",
+                "Independent of the program, but says how well it does on simulated images, which lack much that real "
+                "ones have.",
+            )
+        )
+    if data.confidence is not None or data.entropy is not None:
+        found.append(
+            Claim(
+                "Confidence and entropy",
+                "internal",
+                "Exact under the noise model for the final map; if the map is wrong they can be high all the same.",
+            )
+        )
+    if data.examples is not None:
+        found.append(
+            Claim(
+                "Reprojections",
+                "internal",
+                "The map was made from these images; agreement is necessary, not sufficient.",
+            )
+        )
+    found.append(
+        Claim(
+            "Hand of the map",
+            "not determined",
+            "Projections do not tell a map from its mirror image. Compare helices or a known structure.",
+        )
+    )
+    return found
