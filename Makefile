@@ -1,5 +1,6 @@
-# `make demo` and `make test` each set up all they need on a fresh machine with Python 3.11+.
+# `make demo` and `make test` each set up all they need on a fresh machine with Python 3.11 or later.
 PYTHON ?= python3
+SEED   ?= 0
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -15,7 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/cryorbit demo -o demo
+	rm -rf demo
+	$(BIN)/cryorbit demo -o demo --seed $(SEED)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --cov --cov-report=term

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
-from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
+from cryorbit.cli.options import ComputeOptions, ConfigOptions, Device, OutFolder, prepare
 from cryorbit.cli.reading import (
     ParticlesFile,
     ReadOptions,
@@ -46,7 +46,8 @@ class Settings:
     """Seconds between checkpoints."""
     reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
     inference: Annotated[AbinitioSettings, Flat] = field(default_factory=AbinitioSettings)
-    compute: Annotated[ComputeOptions, Flat] = field(default_factory=ComputeOptions)
+    device: Device = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
 
 
@@ -59,10 +60,15 @@ def run(settings: Settings) -> int:
     if settings.particles is None:
         raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
     settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
-    device = prepare(settings.compute)
+    device = prepare(compute_options(settings))
     stack = usable_particles(settings)
     run_in_folder(stack, settings, device=device, outputs=OUTPUTS)
     return 0
+
+
+def compute_options(settings: Settings) -> ComputeOptions:
+    """Device and threads; `--threads` is the inference's own, which shares the work out itself."""
+    return ComputeOptions(device=settings.device, threads=settings.inference.threads or None)
 
 
 def usable_particles(settings: Settings) -> ParticleStack:
@@ -119,9 +125,16 @@ def write_result(folder: RunFolder, stack: ParticleStack, result: AbinitioResult
         "rlnMaxValueProbDistribution": result.confidence.double().cpu().numpy(),
         "rlnLogLikeliContribution": result.log_likelihood.double().cpu().numpy(),
         "cryorbitEntropyNats": result.entropy.double().cpu().numpy(),
+        "cryorbitAngleSdDeg": result.angle_sd_deg.double().cpu().numpy(),
     }
     solved = replace(stack, pose=result.pose, half_set=result.half_set)
     write_particles(path / PARTICLES, solved, extra_columns=columns)
-    folder.record(verdict=result.verdict, resolution_0143_A=result.curve.resolution_A(0.143))
+    folder.record(
+        verdict=result.verdict,
+        verdict_level="good" if result.converged else "bad",
+        converged=result.converged,
+        resolution_0143_A=result.curve.resolution_A(0.143),
+        particles=len(stack),
+    )
     rebuild_report(path)
     folder.finish()

@@ -8,7 +8,4 @@ from cryorbit.data import ParticleStack
 
 def contrast(stack: ParticleStack) -> list[Finding]:
     """What the images themselves say of their contrast."""
-    from cryorbit.physics.contrast import contrast_sign
-
-    del contrast_sign, stack
     return []

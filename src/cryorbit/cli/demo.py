@@ -55,8 +55,8 @@ def run(settings: Settings) -> int:
     search = abinitio.Settings(
         particles=out / "particles.star",
         out=out,
-        inference=AbinitioSettings(seed=settings.seed),
-        compute=settings.compute,
+        inference=AbinitioSettings(seed=settings.seed, threads=settings.compute.threads or 0),
+        device=settings.compute.device,
     )
     stack = abinitio.usable_particles(search)
     abinitio.run_in_folder(stack, search, device=device, outputs=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -76,10 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_verb(module: ModuleType, verb: str, arguments: list[str]) -> int:
     from cryorbit.cli.config import parse
 
+    warnings.showwarning = _tell_warning
     settings = parse(module.Settings, arguments, verb=verb)
     if settings is None:
         return 0
     return module.run(settings)
+
+
+def _tell_warning(message: Warning | str, *about: object, **more: object) -> None:
+    """A warning as one line for people, without the line of code it came from."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

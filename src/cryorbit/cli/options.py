@@ -15,6 +15,8 @@ from cryorbit.errors import BadInput
 if TYPE_CHECKING:
     import torch
 
+Device = Literal["auto", "cpu", "cuda"]
+
 OutFolder = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
 """Type of a verb's required output folder."""
 
@@ -33,7 +35,7 @@ class ConfigOptions:
 class ComputeOptions:
     """Where and how widely to compute."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     threads: int | None = None
     """CPU threads; all cores unless given."""

@@ -31,7 +31,7 @@ class ReadOptions:
     """Which origin columns to believe where a STAR file has both, or only pixels beside an optics table."""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder that image paths are relative to, if not the usual ones."""
-    stack_pixel_size_A: float | None = None
+    pixel_size_A: float | None = None
     """Pixel size of the images, where the file does not say."""
     pose_pkl: Annotated[Path | None, tyro.conf.arg(metavar="POSE.pkl")] = None
     """cryoDRGN poses for an .mrcs or .txt file."""
@@ -68,7 +68,7 @@ def read(
         origins=options.origins,
         poses=options.pose_pkl,
         ctf=options.ctf_pkl,
-        pixel_size_A=options.stack_pixel_size_A,
+        pixel_size_A=options.pixel_size_A,
         images=images,
     )
 
