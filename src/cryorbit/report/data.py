@@ -55,7 +55,7 @@ class ImageStatistics:
     signal_power
         Shape (shells,), same unit: what the reprojections predict, mean over particles. None if not known.
     snr
-        Variance of the CTF-filtered signal over the whole box divided by the noise variance. None if not known.
+        Variance of the CTF-filtered signal over the whole box divided by that of the noise, or None.
     """
 
     frequency_per_A: Float[Tensor, "shells"]
@@ -94,7 +94,7 @@ class ReportData:
     half_curve: ShellCorrelation | None = None
     """Half-map FSC without a mask; computed from `half_maps` if None."""
     masked_curve: MaskedCorrelation | None = None
-    """Half-map FSC with a mask and its correction; computed from `half_maps` with an automatic mask if None."""
+    """The same with a mask, corrected for it; computed from `half_maps` with an automatic mask if None."""
     truth_curve: ShellCorrelation | None = None
     """FSC of the map against a known truth, for simulations."""
     gold_standard: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -85,7 +86,7 @@ def _thresholds(axes: Axes, *levels: float) -> None:
 
 def half_map_figure(half: ShellCorrelation | None, masked: MaskedCorrelation | None) -> str:
     """Half-map correlations: unmasked, masked, phase-randomised, corrected, with 0.143 marked."""
-    fig = figure(6.0, 3.9)
+    fig = figure(5.8, 4.0)
     axes = fig.add_subplot()
     curves = [half] if half is not None else []
     if masked is not None:
@@ -107,19 +108,19 @@ def half_map_figure(half: ShellCorrelation | None, masked: MaskedCorrelation | N
     resolution_ticks(axes, float(curves[0].frequency_per_A[-1]))
     _thresholds(axes, 0.143)
     _mark(axes, curves[-1], 0.143, BLUE)
-    axes.legend(loc="upper right")
+    fig.legend(loc="outside upper left", ncols=2, columnspacing=1.4, handlelength=1.8)
     return svg_address(fig)
 
 
 def truth_figure(curve: ShellCorrelation) -> str:
     """Correlation with a known truth, with 0.5 marked."""
-    fig = figure(6.0, 3.9)
+    fig = figure(5.8, 4.0)
     axes = fig.add_subplot()
     _draw(axes, curve, color=GREEN, label="map against truth", linewidth=2.4)
     resolution_ticks(axes, float(curve.frequency_per_A[-1]))
     _thresholds(axes, 0.5)
     _mark(axes, curve, 0.5, GREEN)
-    axes.legend(loc="upper right")
+    fig.legend(loc="outside upper left")
     return svg_address(fig)
 
 
@@ -176,7 +177,7 @@ def _time(rows: Sequence[Mapping[str, object]]) -> tuple[list[float], str]:
     for key in ("seconds", "elapsed", "time"):
         values = [_number(row.get(key)) for row in rows]
         known = [v for v in values if v is not None]
-        if len(known) == len(rows) and all(b >= a for a, b in zip(known, known[1:], strict=False)):
+        if len(known) == len(rows) and all(b >= a for a, b in pairwise(known)):
             return known, "Time (s)"
     return [float(i) for i in range(len(rows))], "Step"
 
@@ -191,14 +192,14 @@ def convergence_figures(rows: Sequence[Mapping[str, object]]) -> list[tuple[str,
     for key in _chosen_metrics(rows):
         points = [(x[i], _number(row.get(key))) for i, row in enumerate(rows)]
         known = [(a, b) for a, b in points if b is not None]
-        fig = figure(4.6, 2.7)
+        fig = figure(3.9, 2.35)
         axes = fig.add_subplot()
         span = max(x[-1] - x[0], 1e-9)
         for place, (name, first, end) in enumerate(stages):
             left, right = x[first], x[min(end, len(x) - 1)]
             if place % 2 == 0:
                 axes.axvspan(left, right, color=PALE, zorder=0, linewidth=0)
-            if (right - left) / span > 0.016 * len(name):
+            if (right - left) / span > 0.02 * len(name):
                 axes.text(
                     (left + right) / 2,
                     1.01,
@@ -216,6 +217,5 @@ def convergence_figures(rows: Sequence[Mapping[str, object]]) -> list[tuple[str,
         axes.set_xlim(x[0], x[-1])
         axes.set_xlabel(label)
         title = _NAMES.get(key, key.replace("_", " "))
-        axes.set_ylabel(title)
         drawn.append((title, svg_address(fig)))
     return drawn

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.patches import Ellipse
 from torch import Tensor
 
 from cryorbit.data import CTF
@@ -35,11 +36,11 @@ class ViewDensity:
     Parameters
     ----------
     picture
-        Shape (h, w), NaN outside the ellipse; 1 is uniform.
+        Shape (h, w); 1 is uniform; outside the ellipse the values of its rim.
     highest
         Largest density.
     thin_share
-        Share of the sphere with less than a third of the uniform density, a view and its opposite taken together
+        Share of the sphere with less than a third of the uniform density, a view and its opposite together
         (they are mirror images of one another and tell the same).
     """
 
@@ -74,14 +75,14 @@ def _smoothed(at: np.ndarray, direction: np.ndarray, count: np.ndarray) -> np.nd
 
 
 def _mollweide_pixels(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions under each pixel of a 2:1 picture and which pixels lie in the ellipse; equal areas."""
+    """Directions under each pixel of a 2:1 picture, and which pixels lie in the ellipse; equal areas."""
     height = width // 2
     x = ((np.arange(width) + 0.5) / width * 2 - 1)[None, :] * np.ones((height, 1))
     y = (1 - (np.arange(height) + 0.5) / height * 2)[:, None] * np.ones((1, width))
     inside = x**2 + y**2 < 1
     theta = np.arcsin(np.clip(y, -1, 1))
     latitude = np.arcsin(np.clip((2 * theta + np.sin(2 * theta)) / np.pi, -1, 1))
-    longitude = np.pi * x / np.maximum(np.cos(theta), 1e-9)
+    longitude = np.pi * np.clip(x / np.maximum(np.cos(theta), 1e-9), -1.0, 1.0)
     direction = np.stack(
         [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], -1
     )
@@ -95,29 +96,29 @@ def view_density(rotation: Float[Tensor, "n 3 3"], *, group: Float[Tensor, "g 3 
     direction, count = _bins(spread)
     count = count / len(group)
     pixels, inside = _mollweide_pixels(260)
-    picture = np.full(inside.shape, np.nan)
-    picture[inside] = _smoothed(pixels[inside], direction, count)
-    both = 0.5 * (picture[inside] + _smoothed(-pixels[inside], direction, count))
-    return ViewDensity(picture, float(np.nanmax(picture)), float((both < _THIN).mean()))
+    picture = _smoothed(pixels.reshape(-1, 3), direction, count).reshape(inside.shape)
+    some = pixels[inside][:: max(1, int(inside.sum()) // 3000)]
+    both = 0.5 * (_smoothed(some, direction, count) + _smoothed(-some, direction, count))
+    return ViewDensity(picture, float(picture.max()), float((both < _THIN).mean()))
 
 
 def views_figure(density: ViewDensity) -> str:
     """Mollweide map of the density, with a net every 30 degrees."""
-    fig = figure(6.4, 3.75)
+    fig = figure(6.0, 3.6)
     axes = fig.add_subplot()
-    top = max(2.0, float(np.nanpercentile(density.picture, 99.5)))
+    top = max(2.0, float(np.percentile(density.picture, 99.5)))
     shown = axes.imshow(
         density.picture, extent=(-2, 2, -1, 1), cmap=SEQUENTIAL, vmin=0, vmax=top, interpolation="bilinear"
     )
     bare(axes)
+    shown.set_clip_path(Ellipse((0, 0), 4, 2, transform=axes.transData))
     for latitude in range(-60, 61, 30):
-        axes.plot(
-            *_line(np.linspace(-180, 180, 90), np.full(90, float(latitude))), color="white", linewidth=0.5
-        )
+        theta = _auxiliary_angle(math.radians(latitude))
+        edge = 2 * math.cos(theta)
+        axes.plot([-edge, edge], [math.sin(theta)] * 2, color="white", linewidth=0.6)
+    theta = np.linspace(-np.pi / 2, np.pi / 2, 90)
     for longitude in range(-120, 121, 60):
-        axes.plot(
-            *_line(np.full(90, float(longitude)), np.linspace(-90, 90, 90)), color="white", linewidth=0.5
-        )
+        axes.plot(longitude / 90 * np.cos(theta), np.sin(theta), color="white", linewidth=0.6)
     turn = np.linspace(0, 2 * np.pi, 200)
     axes.plot(2 * np.cos(turn), np.sin(turn), color=MUTED, linewidth=0.9)
     axes.text(0, 1.04, "tilt 0°", ha="center", va="bottom", fontsize=9, color=MUTED)
@@ -130,32 +131,34 @@ def views_figure(density: ViewDensity) -> str:
     return png_address(fig, dpi=180)
 
 
-def _line(longitude_deg: np.ndarray, latitude_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mollweide coordinates, the map being 4 wide and 2 high."""
-    latitude = np.radians(latitude_deg)
-    theta = latitude.copy()
-    for _ in range(60):
-        slope = 2 + 2 * np.cos(2 * theta)
-        theta -= np.where(
-            slope > 1e-9,
-            (2 * theta + np.sin(2 * theta) - np.pi * np.sin(latitude)) / np.maximum(slope, 1e-9),
-            0,
+def _auxiliary_angle(latitude: float) -> float:
+    """Mollweide's theta of a latitude in radians, 2 theta + sin 2 theta = pi sin latitude, by Newton."""
+    theta = latitude
+    for _ in range(20):
+        theta -= (2 * theta + math.sin(2 * theta) - math.pi * math.sin(latitude)) / (
+            2 + 2 * math.cos(2 * theta)
         )
-    return 2 * np.radians(longitude_deg) / np.pi * np.cos(theta), np.sin(theta)
+    return theta
 
 
 def histogram_figure(
-    values: Float[Tensor, "n"], *, label: str, limits: tuple[float, float] | None = None, colour: str = BLUE
+    values: Float[Tensor, "n"],
+    *,
+    label: str,
+    limits: tuple[float, float] | None = None,
+    colour: str = BLUE,
+    height: float = 2.2,
 ) -> str:
     """Histogram of one number per particle, its median marked."""
     numbers = values.double().cpu().numpy()
     numbers = numbers[np.isfinite(numbers)]
-    fig = figure(4.6, 2.8)
+    fig = figure(4.8, height)
     axes = fig.add_subplot()
     if len(numbers):
         low, high = limits or tuple(np.percentile(numbers, [0.2, 99.8]))
         if high <= low:
             low, high = low - 0.5, high + 0.5
+        axes.margins(y=0.16)
         axes.hist(np.clip(numbers, low, high), bins=44, range=(low, high), color=colour, alpha=0.85)
         median = float(np.median(numbers))
         axes.axvline(median, color=INK, linewidth=1.1, linestyle=(0, (4, 2)))
@@ -190,4 +193,4 @@ def entropy_figure(entropy: Float[Tensor, "n"]) -> str:
 def defocus_figure(ctf: CTF) -> str:
     """Mean underfocus of the particles."""
     mean_um = 0.5 * (ctf.defocus_u_A + ctf.defocus_v_A) * 1e-4
-    return histogram_figure(mean_um, label="Underfocus (µm)", colour=TEAL)
+    return histogram_figure(mean_um, label="Underfocus (µm)", colour=TEAL, height=2.9)

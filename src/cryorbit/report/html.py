@@ -84,13 +84,13 @@ def cards(data: ReportData) -> list[Card]:
     if data.truth_curve is not None:
         resolution = data.truth_curve.resolution_A(0.5)
         value = f"{resolution:.1f} Å" if math.isfinite(resolution) else "none"
-        found.append(Card("Against the truth", value, "FSC 0.5 with the simulated map"))
+        found.append(Card("Truth", value, "FSC 0.5 with the simulated map"))
     mse = data.evaluation.get("mse")
     if isinstance(mse, int | float):
         angle = data.evaluation.get("rotation_error_deg_median")
         hint = "mean |R − R′|², chance is 6"
         if isinstance(angle, int | float):
-            hint = f"median rotation error {angle:.1f}°"
+            hint = f"median angle {angle:.1f}°"
         found.append(Card("Pose error", f"{mse:.3g}", hint))
     n = len(data.pose) if data.pose is not None else None
     if n is not None:
@@ -135,6 +135,7 @@ def render_html(data: ReportData) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
+    word = _VERDICT_WORDS[data.verdict_level]
     with house_style():
         shown = sections(data)
     return environment.get_template("report.html.j2").render(
@@ -142,7 +143,7 @@ def render_html(data: ReportData) -> str:
         subtitle=data.date,
         verdict=data.verdict,
         verdict_level=data.verdict_level,
-        verdict_word=_VERDICT_WORDS[data.verdict_level],
+        verdict_word="" if data.verdict.lower().startswith(word.lower()) else word,
         cards=cards(data),
         notes=_notes(data),
         sections=shown,

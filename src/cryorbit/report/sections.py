@@ -20,7 +20,7 @@ class Picture:
 
     title: str
     caption: str
-    address: str = ""
+    addresses: tuple[str, ...] = ()
     views: tuple[tuple[str, str], ...] = ()
     tag: str = ""
     tag_kind: str = ""
@@ -66,7 +66,7 @@ def text_of(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else ("∞" if value > 0 else str(value))
     if isinstance(value, int):
-        return f"{value:,}".replace(",", " ") if abs(value) >= 10000 else str(value)
+        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10000 else str(value)
     if isinstance(value, Mapping):
         return ", ".join(f"{k}: {text_of(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -80,7 +80,7 @@ def map_section(data: ReportData) -> Section:
     surface = figures_map.surface_pictures(data.map)
     if surface is not None:
         pictures, level, edge_A = surface
-        names = {"front": "along z", "side": "along x", "top": "along y"}
+        names = {"front": "from +z", "side": "from +x", "top": "from +y"}
         rows.append(
             Row(
                 (
@@ -100,7 +100,7 @@ def map_section(data: ReportData) -> Section:
             (
                 Picture(
                     title="Central sections",
-                    address=figures_map.slices_figure(data.map),
+                    addresses=(figures_map.slices_figure(data.map),),
                     caption="Density in the three planes through the centre, bright is dense. The particle "
                     "should stand out from an even background and be centred; rings around it, or streaks "
                     "through it, point to wrong CTF values or missing views.",
@@ -119,7 +119,8 @@ def resolution_section(data: ReportData) -> Section | None:
         why = (
             "The halves never shared a map."
             if data.gold_standard
-            else "Both halves took their poses from maps they shared, so part of what agrees may be noise: read "
+            else "Both halves took their poses from maps they shared, so part of what agrees may be noise: "
+            "read "
             "it as consistency, an upper bound."
         )
         figures.append(
@@ -127,8 +128,9 @@ def resolution_section(data: ReportData) -> Section | None:
                 title="Half maps against each other",
                 tag=tag[0],
                 tag_kind=tag[1],
-                address=figures_curves.half_map_figure(data.half_curve, data.masked_curve),
-                caption=f"Fourier shell correlation of the two half maps; the resolution is the first crossing "
+                addresses=(figures_curves.half_map_figure(data.half_curve, data.masked_curve),),
+                caption=f"Fourier shell correlation of the two half maps; the resolution is the first "
+                "crossing "
                 f"of 0.143. {why} The curve should stay near 1, fall once and stay near 0.",
             )
         )
@@ -138,9 +140,10 @@ def resolution_section(data: ReportData) -> Section | None:
                 title="Map against the truth",
                 tag="simulation only",
                 tag_kind="not",
-                address=figures_curves.truth_figure(data.truth_curve),
+                addresses=(figures_curves.truth_figure(data.truth_curve),),
                 caption="Fourier shell correlation with the map that made the images, after alignment; the "
-                "resolution is the first crossing of 0.5. This needs no trust in the half maps, but exists only "
+                "resolution is the first crossing of 0.5. This needs no trust in the half maps, but exists "
+                "only "
                 "where the truth is known.",
             )
         )
@@ -157,38 +160,38 @@ def pose_section(data: ReportData) -> Section | None:
         first.append(
             Picture(
                 title="Viewing directions",
-                address=figures_particles.views_figure(density),
-                caption=f"Where the particles were seen from, on an equal-area map of the sphere{symmetry}; a "
-                f"uniform data set is 1 everywhere. The densest direction has {density.highest:.1f} times the "
-                f"uniform share, and {share:.0f} % of all directions have less than a third of it. Empty regions "
+                addresses=(figures_particles.views_figure(density),),
+                caption=f"Where the particles were seen from, on an equal-area map of the sphere{symmetry}; "
+                "a "
+                f"uniform data set is 1 everywhere. The densest direction has {density.highest:.1f} times "
+                "the "
+                f"uniform share, and {share:.0f} % of all directions have less than a third of it. Empty "
+                "regions "
                 "smear the map along them.",
-                max_width=760,
             )
         )
-    second: list[Picture] = []
+    histograms, words = [], []
     if data.confidence is not None:
-        second.append(
-            Picture(
-                title="Confidence",
-                address=figures_particles.confidence_figure(data.confidence),
-                caption="Probability that the true pose lies in the neighbourhood of the best one. Mass near 1: "
-                "the images decide. Mass near 0: noise, junk or a map that does not match.",
-            )
+        histograms.append(figures_particles.confidence_figure(data.confidence))
+        words.append(
+            "Confidence is the probability that the true pose lies in the neighbourhood of the best one: "
+            "near 1 "
+            "the images decide, near 0 it is noise, junk or a map that does not match."
         )
     if data.entropy is not None:
-        second.append(
-            Picture(
-                title="Entropy",
-                address=figures_particles.entropy_figure(data.entropy),
-                caption="How widely the posterior of a particle is spread over all rotations. Lower is sharper; two "
-                "humps mean two kinds of particles.",
-            )
+        histograms.append(figures_particles.entropy_figure(data.entropy))
+        words.append(
+            "Entropy says how widely a particle's posterior is spread over all rotations, lower is sharper; "
+            "two "
+            "humps mean two kinds of particles."
         )
-    if not first and not second:
-        return None
-    if not first or not second:
-        return Section("poses", "Poses", rows=(Row(tuple(first + second), "two" if second else ""),))
-    return Section("poses", "Poses", rows=(Row(tuple(first)), Row(tuple(second), "two")))
+    if histograms:
+        first.append(Picture("Certainty", " ".join(words), tuple(histograms)))
+    return (
+        Section("poses", "Poses", rows=(Row(tuple(first), "wideleft" if len(first) > 1 else ""),))
+        if first
+        else None
+    )
 
 
 def convergence_section(data: ReportData) -> Section | None:
@@ -197,13 +200,14 @@ def convergence_section(data: ReportData) -> Section | None:
     if not drawn:
         return None
     captions = {
-        "Log-likelihood per image": "Should rise and level off within a stage; it may jump where a stage adds detail.",
+        "Log-likelihood per image": "Should rise and level off within a stage; it may jump where a stage "
+        "adds detail.",
         "Mean confidence": "Should end well above where it began.",
         "Mean pose entropy (nats)": "Should fall as the map gains detail.",
         "Pose change (degrees)": "Should fall towards zero in the last stage.",
     }
     pictures = tuple(
-        Picture(name, captions.get(name, "Shaded bands are the stages of the run."), address)
+        Picture(name, captions.get(name, "Shaded bands are the stages of the run."), (address,))
         for name, address in drawn
     )
     lead = "A run that has settled shows flat ends; one that was still moving would gain from more steps."
@@ -215,8 +219,10 @@ def _ctf_caption(ctf: CTF) -> str:
     mean_um = 0.5e-4 * (ctf.defocus_u_A + ctf.defocus_v_A)
     voltage = ", ".join(f"{v:g}" for v in torch.unique(ctf.voltage_kV).tolist()[:4])
     return (
-        f"Underfocus from {float(mean_um.min()):.2f} to {float(mean_um.max()):.2f} µm at {voltage} kV; median "
-        f"astigmatism {float(astigmatism.median()):.0f} Å. A broad range is good: the zeros of one particle's CTF "
+        f"Underfocus from {float(mean_um.min()):.2f} to {float(mean_um.max()):.2f} µm at {voltage} kV; "
+        "median "
+        f"astigmatism {float(astigmatism.median()):.0f} Å. A broad range is good: the zeros of one "
+        "particle's CTF "
         "are filled by another's."
     )
 
@@ -230,11 +236,13 @@ def image_section(data: ReportData) -> Section | None:
                 (
                     Picture(
                         title="Particles beside their reprojections",
-                        address=figures_map.examples_figure(
-                            data.examples, pixel_size_A=data.map.pixel_size_A
+                        addresses=(
+                            figures_map.examples_figure(data.examples, pixel_size_A=data.map.pixel_size_A),
                         ),
-                        caption="Top: particle as used. Middle: the same, smoothed. Bottom: the map projected at "
-                        "the pose found, with CTF and shift. Outlines in the middle and bottom rows should agree; "
+                        caption="Top: particle as used. Middle: the same, smoothed. Bottom: the map "
+                        "projected at "
+                        "the pose found, with CTF and shift. Outlines in the middle and bottom rows should "
+                        "agree; "
                         "the number is their correlation.",
                     ),
                 )
@@ -242,16 +250,19 @@ def image_section(data: ReportData) -> Section | None:
         )
     small = []
     if data.ctf is not None and len(data.ctf):
-        small.append(Picture("Defocus", _ctf_caption(data.ctf), figures_particles.defocus_figure(data.ctf)))
+        small.append(
+            Picture("Defocus", _ctf_caption(data.ctf), (figures_particles.defocus_figure(data.ctf),))
+        )
     if data.statistics is not None:
         snr = data.statistics.snr
         known = "" if snr is None else f" The signal-to-noise ratio over the whole box is about {snr:.2g}."
         small.append(
             Picture(
                 "Noise and signal",
-                f"Power per Fourier shell of the images.{known} Where the signal lies far below the noise, many "
+                f"Power per Fourier shell of the images.{known} Where the signal lies far below the noise, "
+                "many "
                 "particles are needed.",
-                figures_curves.spectrum_figure(data.statistics),
+                (figures_curves.spectrum_figure(data.statistics),),
             )
         )
     if small:
@@ -321,10 +332,12 @@ def claims(data: ReportData) -> list[Claim]:
             Claim(
                 "Half-map FSC",
                 "gold standard" if data.gold_standard else "not gold standard",
-                "The two halves were aligned and reconstructed apart from the start; the resolution at 0.143 may be "
+                "The two halves were aligned and reconstructed apart from the start; the resolution at "
+                "0.143 may be "
                 "quoted."
                 if data.gold_standard
-                else "The two half maps hold different particles, but their poses come from common maps. Do not quote "
+                else "The two half maps hold different particles, but their poses come from common maps. Do "
+                "not quote "
                 "the resolution as gold standard; refine the halves apart first.",
                 "gold" if data.gold_standard else "not",
             )
@@ -334,7 +347,8 @@ def claims(data: ReportData) -> list[Claim]:
             Claim(
                 "Correction for the mask",
                 "standard method",
-                "Phases are randomised beyond the shell where the unmasked curve falls below 0.8, and what the mask "
+                "Phases are randomised beyond the shell where the unmasked curve falls below 0.8, and what "
+                "the mask "
                 "alone correlates is subtracted.",
             )
         )
@@ -343,7 +357,8 @@ def claims(data: ReportData) -> list[Claim]:
             Claim(
                 "Comparison with the truth",
                 "simulation only",
-                "Independent of the program, but says how well it does on simulated images, which lack much that real "
+                "Independent of the program, but says how well it does on simulated images, which lack much "
+                "that real "
                 "ones have.",
             )
         )
@@ -352,7 +367,8 @@ def claims(data: ReportData) -> list[Claim]:
             Claim(
                 "Confidence and entropy",
                 "internal",
-                "Exact under the noise model for the final map; if the map is wrong they can be high all the same.",
+                "Exact under the noise model for the final map; if the map is wrong they can be high all "
+                "the same.",
             )
         )
     if data.examples is not None:

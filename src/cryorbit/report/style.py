@@ -9,11 +9,14 @@ from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.patheffects import withStroke
 
 INK, MUTED, RULE, PALE = "#1c2733", "#64748b", "#dbe2ea", "#f4f7fa"
 BLUE, ORANGE, GREEN, RED, VIOLET, TEAL = "#1f5f99", "#d9822b", "#2e7d5b", "#b83a32", "#6b4fa0", "#2a8c8c"
@@ -38,7 +41,7 @@ _RC = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "grid.color": RULE,
     "grid.linewidth": 0.7,
     "text.color": INK,
@@ -89,10 +92,8 @@ def png_address(fig: Figure, *, dpi: int = 170) -> str:
 
 def picture_address(rgba: np.ndarray) -> str:
     """An array (h, w, 3 or 4) of values 0 to 1 as a data: address, pixel by pixel."""
-    from matplotlib.image import imsave
-
     buffer = io.BytesIO()
-    imsave(buffer, np.clip(rgba, 0.0, 1.0), format="png", metadata={"Software": None})
+    imsave(buffer, np.clip(rgba, 0.0, 1.0), format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -109,7 +110,9 @@ def scale_bar(axes: Axes, *, length_A: float, pixel_size_A: float, box: int) -> 
     """A bar of round length in the lower left corner of a picture."""
     width = length_A / pixel_size_A
     x, y = 0.05 * box, 0.93 * box
-    axes.plot([x, x + width], [y, y], color="white", linewidth=2.6, solid_capstyle="butt")
+    dark = [withStroke(linewidth=2.4, foreground="black")]
+    bar = [withStroke(linewidth=4.4, foreground="black")]
+    axes.plot([x, x + width], [y, y], color="white", linewidth=2.6, solid_capstyle="butt", path_effects=bar)
     axes.text(
         x + width / 2,
         y - 0.02 * box,
@@ -118,6 +121,7 @@ def scale_bar(axes: Axes, *, length_A: float, pixel_size_A: float, box: int) -> 
         ha="center",
         va="bottom",
         fontsize=9,
+        path_effects=dark,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cryorbit.analysis.masks import density_level, without_dust
 from cryorbit.data import Volume
@@ -26,7 +27,7 @@ VIEWS: dict[str, tuple[tuple[int, int, int], tuple[int, ...]]] = {
     "side": ((2, 1, 0), (1, 2)),
     "top": ((1, 0, 2), ()),
 }
-"""Array axes (towards the viewer, down, right) and which of them are reversed: x right and y up as seen from +z;
+"""Array axes (towards the viewer, down, right) and which are reversed: x right and y up as seen from +z;
 then turned to look from +x and from +y. None of them is a mirror image."""
 
 
@@ -92,7 +93,7 @@ def _refined(values: Float[Tensor, "n n n"]) -> Float[Tensor, "m m m"]:
 
 
 def _height(density: np.ndarray, level: float) -> np.ndarray:
-    """Distance from the far side to the first crossing of the level, seen from the end of axis 0; NaN if none."""
+    """Height of the first crossing of the level, seen from the end of axis 0; NaN if there is none."""
     seen = density[::-1]
     inside = seen > level
     first = inside.argmax(0)
@@ -111,8 +112,8 @@ def _picture(grid: Tensor, level: float) -> np.ndarray:
     # twice as many rays as grid points: smooth outlines
     size = 2 * density.shape[1]
     at = (np.arange(size) + 0.5) / 2 - 0.5
-    wide = _between(_between(density, at, axis=1), at, axis=2)
-    height = _height(wide, level)
+    wide = interpolate(grid[None], scale_factor=2, mode="bilinear", align_corners=False)[0]
+    height = _height(wide.numpy(), level)
     hit = np.isfinite(height)
     rows, columns = np.meshgrid(at, at, indexing="ij")
     points = np.stack([np.where(hit, height, 0.0), rows, columns])
@@ -129,16 +130,6 @@ def _picture(grid: Tensor, level: float) -> np.ndarray:
     rgb = np.clip(colour * light[..., None] * 1.12 + _GLOSS * gloss[..., None], 0.0, 1.0)
     alpha = ndimage.gaussian_filter(hit.astype(float), 0.6)
     return np.concatenate([np.where(hit[..., None], rgb, rgb[hit].mean(0)), alpha[..., None]], -1)
-
-
-def _between(values: np.ndarray, at: np.ndarray, *, axis: int) -> np.ndarray:
-    """Linear interpolation along one axis."""
-    low = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
-    weight = np.clip(at - low, 0.0, 1.0).astype(values.dtype)
-    shape = [1] * values.ndim
-    shape[axis] = -1
-    weight = weight.reshape(shape)
-    return np.take(values, low, axis) * (1 - weight) + np.take(values, low + 1, axis) * weight
 
 
 def _slope(density: np.ndarray, points: np.ndarray, axis: int) -> np.ndarray:
