@@ -142,6 +142,7 @@ def write_pose_pickle(path: str | os.PathLike[str], pose: Pose, *, box: int, pix
     BadFile
         If the disk refuses.
     """
+    _check_box(path, box)
     fraction = 0.0 - pose.shift_A.detach().cpu().double() / (box * pixel_size_A)
     if (fraction.abs() > 1).any():
         row = int(torch.nonzero((fraction.abs() > 1).any(1))[0, 0])
@@ -193,6 +194,7 @@ def write_ctf_pickle(path: str | os.PathLike[str], ctf: CTF, *, box: int, pixel_
     BadFile
         If the disk refuses.
     """
+    _check_box(path, box)
     n = len(ctf)
     columns = [np.full(n, box), np.full(n, pixel_size_A)]
     columns += [getattr(ctf, field).detach().cpu().numpy() for field in _FIELDS]
@@ -217,6 +219,13 @@ def read_index_pickle(path: str | os.PathLike[str], *, count: int) -> torch.Tens
             f"{path}: index {rows.max()} is beyond the {count} particles. Give the file they belong to."
         )
     return torch.from_numpy(rows.astype(np.int64))
+
+
+def _check_box(path: str | os.PathLike[str], box: int) -> None:
+    if box <= 0:
+        raise BadInput(
+            f"{path}: the box size is not known, as the stacks were not opened. Read them with it."
+        )
 
 
 def _guess_unit(path: str | os.PathLike[str], translation: np.ndarray) -> Literal["fraction", "pixels"]:

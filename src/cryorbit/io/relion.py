@@ -238,11 +238,12 @@ def ctf_from_relion(tables: RelionTables) -> CTF | None:
         magnification = np.stack([tables.numbers(label) for label in MAGNIFICATION], 1).reshape(-1, 2, 2)
         if (magnification == np.eye(2)).all():
             magnification = None
+    odd, even = _of_one_width(_zernike(tables, "rlnOddZernike"), _zernike(tables, "rlnEvenZernike"))
     return CTF(
         **values,
         beam_tilt_mrad=_unless_zero(tilt),
-        odd_zernike=_unless_zero(_zernike(tables, "rlnOddZernike")),
-        even_zernike=_unless_zero(_zernike(tables, "rlnEvenZernike")),
+        odd_zernike=_unless_zero(odd),
+        even_zernike=_unless_zero(even),
         magnification=None if magnification is None else _float(magnification),
     )
 
@@ -277,12 +278,20 @@ def _zernike(tables: RelionTables, label: str) -> np.ndarray | None:
             lists.append([float(v) for v in text.strip("[]").split(",") if v.strip()])
         except ValueError:
             raise BadFile(
-                f"{tables.path}: {label} is {text!r}, a list like [0,0.1,2] is wanted. Correct it."
+                f"{tables.path}: {label} is {str(text)!r}, a list like [0,0.1,2] is wanted. Correct it."
             ) from None
     width = max(map(len, lists), default=0)
     if width == 0:
         return None
     return np.array([v + [0.0] * (width - len(v)) for v in lists])[inverse]
+
+
+def _of_one_width(a: np.ndarray | None, b: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Both lists filled up with zeros to the longer one, as `CTF` states their shapes with one letter."""
+    if a is None or b is None:
+        return a, b
+    width = max(a.shape[1], b.shape[1])
+    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))  # pyright: ignore[reportReturnType]
 
 
 def _refuse_what_we_cannot_use(tables: RelionTables) -> None:

@@ -93,7 +93,7 @@ class RelionTables:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
             raise BadFile(
-                f"{self.path}: row {row + 1}: {label} is {values[row]!r}, a finite number is wanted. "
+                f"{self.path}: row {row + 1}: {label} is {str(values[row])!r}, a finite number is wanted. "
                 "Correct or remove that row."
             )
         return numbers

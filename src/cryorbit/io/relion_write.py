@@ -173,7 +173,7 @@ def _new_optics(stack: ParticleStack, particles: pd.DataFrame) -> pd.DataFrame:
         optics[label] = groups[label].to_numpy()
     _forget(particles, settings)
     optics["rlnImagePixelSize"] = round(stack.pixel_size_A, _DIGITS)
-    if not isinstance(stack.images, AbsentImages) or stack.images.known_box is not None:
+    if stack.box > 0:
         optics["rlnImageSize"] = stack.box
     optics["rlnImageDimensionality"] = 2
     return _with_aberrations(stack, optics, joined)
