@@ -1,0 +1,418 @@
+"""Poses, half maps and a verdict from particle images, with no start map.
+
+Four stages, each a loop over blocks of work that can stop and go on anywhere: random starts in ring space (`coarse`); the
+posterior of every image on the whole grid of poses against the best start's map (`locate`); rounds of continuous
+refinement of the two halves, each image against the map of its own half, to the radius their agreement supports
+(`rounds`); and the final half maps at full radius.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
+from cryorbit.data import ParticleStack, Pose, Volume
+from cryorbit.errors import BadInput
+from cryorbit.geometry.so3_grid import healpix_directions
+from cryorbit.geometry.symmetry import in_asymmetric_unit, point_group
+from cryorbit.inference.coarse import CoarsePlan, CoarseStage
+from cryorbit.inference.engine import Progress, Workers, generator_from, workers
+from cryorbit.inference.half_maps import HalfMaps, solve_halves
+from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.locate import locate
+from cryorbit.inference.observations import Observations, observe, support_mask
+from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
+from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbinitioSettings:
+    """How to find poses and a map from nothing."""
+
+    symmetry: str = "C1"
+    """Point group in RELION's settings: C1, C2, D2, T, O, I ..."""
+    seed: int = 0
+    """Seed of everything random; the same seed, threads and machine give the same result, bit for bit."""
+    starts: int = 4
+    """Random starts; the less likely half is dropped twice on the way."""
+    batches: int = 60
+    """Batches of the start that is carried to the end of the coarse stage."""
+    batch_images: int = 100
+    """Images per batch. Large early batches average to a ball."""
+    forgetting: float = 0.9
+    """What a batch leaves of the sums of those before it."""
+    coarse_images: int = 20000
+    """At most this many images, drawn at random, feed the coarse stage."""
+    particle_diameter_A: float | None = None
+    """Diameter of the particle; measured from the images when not given."""
+    max_resolution_A: float | None = None
+    """Do not use finer detail than this."""
+    rounds: int = 6
+    """Rounds of refinement at most; they end when the radius no longer grows."""
+    contrast: float = 1.0
+    """+1 for light protein on dark ice, -1 for the opposite."""
+    threads: int = 0
+    """Workers; 0 for one per core."""
+
+
+@dataclass(frozen=True, eq=False)
+class AbinitioResult:
+    """What a run found."""
+
+    pose: Pose
+    half_set: Int[Tensor, "n"]
+    confidence: Float[Tensor, "n"]
+    entropy: Float[Tensor, "n"]
+    log_likelihood: Float[Tensor, "n"]
+    angle_sd_deg: Float[Tensor, "n"]
+    map: Volume
+    half_maps: tuple[Volume, Volume]
+    curve: ShellCorrelation
+    verdict: str
+    converged: bool
+
+
+def half_sets(stack: ParticleStack, *, generator: torch.Generator) -> Int[Tensor, "n"]:
+    """0 or 1 per particle: the file's own halves, else whole micrographs, else at random."""
+    if stack.half_set is not None and set(stack.half_set.unique().tolist()) == {1, 2}:
+        return stack.half_set.long() - 1
+    n = len(stack)
+    if stack.micrograph is not None:
+        names, index = torch.unique(
+            torch.tensor([hash_of(m) for m in stack.micrograph]), return_inverse=True
+        )
+        if len(names) >= 4:
+            count = torch.bincount(index)
+            order = torch.randperm(len(names), generator=generator)
+            order = order[count[order].argsort(descending=True, stable=True)]
+            half = torch.zeros(len(names), dtype=torch.long)
+            size = [0, 0]
+            for m in order.tolist():
+                smaller = int(size[1] < size[0])
+                half[m] = smaller
+                size[smaller] += int(count[m])
+            return half[index]
+    return (torch.randperm(n, generator=generator) % 2).long()
+
+
+def hash_of(name: object) -> int:
+    """A number for a name, the same in every process."""
+    import zlib
+
+    return zlib.crc32(str(name).encode())
+
+
+def run_abinitio(
+    stack: ParticleStack,
+    settings: AbinitioSettings,
+    *,
+    state: dict[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Progress]:
+    """Yield progress; the last record carries the `AbinitioResult`. `state` of any record continues from there.
+
+    Raises
+    ------
+    BadInput
+        If there are too few images, or they are unusable.
+    """
+    if len(stack) < 2 * settings.batch_images // 2 or len(stack) < 50:
+        raise BadInput(f"{stack.source}: {len(stack)} images are too few for a map from nothing.")
+    count = settings.threads or torch.get_num_threads()
+    with workers(count) as team:
+        run = _Run(stack, settings, team)
+        yield from run.go(dict(state or {}))
+
+
+class _Run:
+    """One ab initio run: what is fixed from the start, and the stages."""
+
+    def __init__(self, stack: ParticleStack, settings: AbinitioSettings, team: Workers) -> None:
+        self.stack, self.settings, self.team = stack, settings, team
+        self.group = point_group(settings.symmetry).float()
+        generator = generator_from(None, seed=settings.seed)
+        self.observed: Observations = observe(
+            stack,
+            sign=settings.contrast,
+            particle_diameter_A=settings.particle_diameter_A,
+            generator=generator,
+        )
+        self.halves = half_sets(stack, generator=generator)
+        box, radius = stack.box, self.observed.particle_radius_px
+        self.limit = box // 2 - 2
+        if settings.max_resolution_A is not None:
+            self.limit = min(self.limit, int(box * stack.pixel_size_A / settings.max_resolution_A))
+        fold = len(self.group) ** (1 / 3)
+        first = min(max(3, round(1.05 * box / radius)), self.limit - 1)
+        last = min(max(first + 2, round(2.9 * fold * box / radius)), self.limit)
+        self.coarse_rows = torch.randperm(len(stack), generator=generator)[: settings.coarse_images].sort().values
+        ramp = max(int(0.8 * settings.batches), 4)
+        self.plan = CoarsePlan(
+            n_starts=settings.starts,
+            ramp=ramp,
+            hold=settings.batches - ramp,
+            batch=min(settings.batch_images, len(stack)),
+            forgetting=settings.forgetting,
+            first_radius=first,
+            last_radius=last,
+            box=2 * (last + 3),
+        )
+        self.visits = 0
+
+    def go(self, state: dict[str, Any]) -> Iterator[Progress]:
+        """All stages, from wherever `state` stands."""
+        if state.get("stage", "coarse") == "coarse":
+            state = yield from self._coarse(state)
+        if state["stage"] == "locate":
+            state = yield from self._locate(state)
+        if state["stage"] == "refine":
+            state = yield from self._refine(state)
+        yield from self._final(state)
+
+    def _coarse(self, state: dict[str, Any]) -> Iterator[Progress]:
+        small = crop_small(self.observed, self.coarse_rows, self.plan.box, self.team)
+        stage = CoarseStage(small, self.plan, self.group, seed=self.settings.seed, team=self.team)
+        stage.restore(state) if state else stage.begin()
+        while not stage.done:
+            stage.step()
+            best = stage.best
+            metrics = {
+                "image_visits": float(stage.image_visits),
+                "radius": float(self.plan.radius(stage.batch - 1)),
+                "log_evidence": best.log_evidence[-1],
+                "starts": float(len(stage.starts)),
+                "shift_sd_A": best.shift_sd_px * self.stack.pixel_size_A,
+            }
+            yield Progress(
+                "random starts",
+                stage.batch,
+                self.plan.batches,
+                0.3 * stage.batch / self.plan.batches,
+                metrics,
+                {"stage": "coarse", **stage.state()},
+            )
+        best = stage.best
+        return {
+            "stage": "locate",
+            "block": 0,
+            "visits": stage.image_visits,
+            "coarse_map": best.map,
+            "shift_sd_px": best.shift_sd_px,
+            "coarse_evidence": best.recent_evidence(),
+            **PoseTable.empty(len(self.stack)).state(),
+        }
+
+    def _coarse_view(self, state: dict[str, Any]) -> tuple[Tensor, View]:
+        """The coarse map's transform and templates on the grid of all poses."""
+        plan, observed = self.plan, self.observed
+        half = Lattice(plan.box).to_half(state["coarse_map"])
+        level = level_for(plan.last_radius, observed.particle_radius_px, box=observed.box)
+        directions = healpix_directions(max(level.order, 3))
+        if len(self.group) > 1:
+            directions = directions[in_asymmetric_unit(directions, self.group.double())]
+        sd = state["shift_sd_px"]
+        view = make_view(
+            half,
+            level,
+            directions,
+            n=plan.box,
+            box=observed.box,
+            reach_px=min(max(3 * sd, level.shift_step_px), 0.25 * observed.box),
+            shift_sd_px=sd,
+            ctf=self.stack.ctf,
+            pixel_size_A=self.stack.pixel_size_A,
+        )
+        return half, view
+
+    def _locate(self, state: dict[str, Any]) -> Iterator[Progress]:
+        half, view = self._coarse_view(state)
+        poses = PoseTable.restore(state)
+        blocks = torch.arange(len(self.stack)).split(64 * self.team.count)
+        for i in range(state["block"], len(blocks)):
+
+            def work(rows: Tensor) -> None:
+                found = locate(
+                    self.observed,
+                    rows,
+                    view,
+                    half,
+                    radius=self.plan.last_radius,
+                    iterations=4,
+                    shift_sd_px=state["shift_sd_px"],
+                    crop=self.plan.box,
+                )
+                poses.rotation[rows], poses.shift_px[rows] = found.rotation, found.shift_px
+                poses.log_likelihood[rows], poses.confidence[rows] = found.log_likelihood, found.confidence
+                poses.entropy[rows] = found.entropy
+
+            self.team.map(work, blocks[i].split(16))
+            done = blocks[i][-1].item() + 1
+            state |= {"block": i + 1, **poses.state()}
+            yield Progress(
+                "search of all poses",
+                int(done),
+                len(self.stack),
+                0.3 + 0.3 * done / len(self.stack),
+                {
+                    "image_visits": state["visits"] + float(done),
+                    "confidence": float(poses.confidence[: int(done)].mean()),
+                    "entropy_nats": float(poses.entropy[: int(done)].mean()),
+                },
+                dict(state),
+            )
+        state |= {"stage": "refine", "round": 0, "block": 0, "radius": self.plan.last_radius}
+        state["visits"] += len(self.stack)
+        return state
+
+    def _lattice(self, radius: int) -> Lattice:
+        return Lattice(min(2 * (radius + 2), self.stack.box + self.stack.box % 2))
+
+    def _blocks(self) -> tuple[Tensor, ...]:
+        """Blocks of rows with the two halves balanced in each."""
+        order = torch.argsort(self.halves, stable=True)
+        n0 = int((self.halves == 0).sum())
+        first, second = order[:n0], order[n0:]
+        n_blocks = max(1, len(order) // (256 * max(self.team.count, 2)))
+        pairs = zip(first.tensor_split(n_blocks), second.tensor_split(n_blocks), strict=True)
+        return tuple(torch.cat(pair) for pair in pairs)
+
+    def _mask(self, lattice: Lattice) -> Tensor:
+        radius = 1.15 * self.observed.particle_radius_px
+        return support_mask(lattice.n, radius * lattice.n / self.observed.box)
+
+    def _sweep(
+        self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, radius: int, reach: int, label: str
+    ) -> Iterator[Progress]:
+        """One pass over all images: refine against `maps` if given, insert out to `reach`; the sums are in `state`."""
+        lattice = self._lattice(reach)
+        blocks = self._blocks()
+        if state["block"] == 0:
+            state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros()}
+        raw = (state["raw0"], state["raw1"])
+        for i in range(state["block"], len(blocks)):
+            rows = blocks[i]
+            if maps is not None:
+                refine_block(
+                    self.observed,
+                    poses,
+                    rows,
+                    self.halves[rows],
+                    maps,
+                    radius=radius,
+                    iterations=2,
+                    shift_sd_px=state["shift_sd_px"],
+                    team=self.team,
+                )
+                state["visits"] += len(rows)
+            insert_block(
+                self.observed,
+                poses,
+                rows,
+                self.halves[rows],
+                lattice,
+                raw,
+                self.group,
+                radius=reach,
+                team=self.team,
+            )
+            state |= {"block": i + 1, **poses.state()}
+            metrics = {"image_visits": float(state["visits"]), "radius": float(radius)}
+            share = (state["round"] + (i + 1) / len(blocks)) / (self.settings.rounds + 1)
+            yield Progress(label, i + 1, len(blocks), 0.6 + 0.4 * share, metrics, dict(state))
+
+    def _solve(self, state: dict[str, Any], reach: int) -> HalfMaps:
+        lattice = self._lattice(reach)
+        return solve_halves(
+            (state["raw0"], state["raw1"]),
+            lattice,
+            self._mask(lattice),
+            radius=min(reach, lattice.n // 2 - 1),
+            joined_radius=0.6 * self.plan.last_radius,
+        )
+
+    def _refine(self, state: dict[str, Any]) -> Iterator[Progress]:
+        """Round 0 only inserts, at the poses of the search; each later one refines first."""
+        poses = PoseTable.restore(state)
+        while True:
+            current, radius = state["round"], state["radius"]
+            reach = min(self.limit, int(1.4 * radius) + 4)
+            maps = None
+            if current:
+                maps = self._solve({"raw0": state["last0"], "raw1": state["last1"]}, state["last_reach"])
+            yield from self._sweep(
+                state, poses, maps, radius=radius, reach=reach, label=f"refinement, round {current}"
+            )
+            del maps
+            solved = self._solve(state, reach)
+            supported = min(max(solved.radius_at(0.3), self.plan.last_radius), self.limit, reach)
+            grown = min(supported, int(1.5 * radius) + 2)
+            state |= {
+                "last0": state.pop("raw0"),
+                "last1": state.pop("raw1"),
+                "last_reach": reach,
+                "block": 0,
+                "round": current + 1,
+                "radius": grown,
+            }
+            if current >= self.settings.rounds or (current > 1 and grown <= radius + 1):
+                state |= {"stage": "final"}
+                state.pop("last0"), state.pop("last1")
+                return state
+
+    def _final(self, state: dict[str, Any]) -> Iterator[Progress]:
+        poses = PoseTable.restore(state)
+        reach = (self.stack.box - 1) // 2
+        yield from self._sweep(state, poses, None, radius=state["radius"], reach=reach, label="final half maps")
+        lattice = Lattice(self.stack.box + self.stack.box % 2)
+        mask = self._mask(lattice)
+        solved = solve_halves(
+            (state["raw0"], state["raw1"]), lattice, mask, radius=reach, joined_radius=0.0
+        )
+        result = self._result(state, poses, solved)
+        metrics = {
+            "image_visits": float(state["visits"]),
+            "resolution_0143_A": result.curve.resolution_A(threshold=0.143),
+            "confidence": float(poses.confidence.mean()),
+        }
+        yield Progress("done", 1, 1, 1.0, metrics, {}, result)
+
+    def _result(self, state: dict[str, Any], poses: PoseTable, solved: HalfMaps) -> AbinitioResult:
+        box, pixel = self.stack.box, self.stack.pixel_size_A
+        halves = [Volume(_fit(m, box), pixel) for m in solved.maps]
+        curve = fourier_shell_correlation(halves[0], halves[1])
+        filtered = sum(solved.lattice.to_map(h) for h in solved.halves) / 2
+        assert isinstance(filtered, Tensor)
+        verdict, converged = _verdict(poses, curve)
+        return AbinitioResult(
+            pose=Pose(poses.rotation, poses.shift_px * pixel),
+            half_set=self.halves + 1,
+            confidence=poses.confidence,
+            entropy=poses.entropy,
+            log_likelihood=poses.log_likelihood,
+            angle_sd_deg=poses.angle_sd_deg,
+            map=Volume(_fit(filtered, box), pixel),
+            half_maps=(halves[0], halves[1]),
+            curve=curve,
+            verdict=verdict,
+            converged=converged,
+        )
+
+
+def _fit(values: Tensor, box: int) -> Tensor:
+    """A map of box + 1 voxels cut to an odd box: the origin stays at index box // 2."""
+    extra = values.shape[0] - box
+    return values if not extra else values[extra:, extra:, extra:].contiguous()
+
+
+def _verdict(poses: PoseTable, curve: ShellCorrelation) -> tuple[str, bool]:
+    confident = float((poses.confidence > 0.9).float().mean())
+    resolution = curve.resolution_A(threshold=0.143)
+    if confident > 0.8:
+        return f"Converged: {confident:.0%} of the particles have one clear pose; {resolution:.1f} A.", True
+    return f"Not converged: only {confident:.0%} of the particles have one clear pose.", False

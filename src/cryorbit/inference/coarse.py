@@ -1,0 +1,188 @@
+"""The coarse stage: several random starts of `ring_em`, the worse half dropped twice, the best one carried on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cryorbit.inference.engine import Workers, generator_from
+from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.observations import Observations, support_mask
+from cryorbit.inference.ring_em import (
+    BatchResult,
+    SmallImages,
+    coarse_map,
+    expectation_maximisation_batch,
+    level_for,
+    make_view,
+    random_directions,
+    random_start,
+)
+
+MAP_REGULARISER = 0.1
+"""Share of the shell-wise Wiener term; the full term makes the early map too smooth to break its symmetry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarsePlan:
+    """What the coarse stage does, in batches."""
+
+    n_starts: int
+    ramp: int
+    """Batches in which the radius grows from first_radius to last_radius."""
+    hold: int
+    """Batches at the last radius."""
+    batch: int
+    forgetting: float
+    first_radius: int
+    last_radius: int
+    box: int
+
+    @property
+    def batches(self) -> int:
+        """Batches of one start that is carried to the end."""
+        return self.ramp + self.hold
+
+    def radius(self, batch: int) -> int:
+        """Radius of the rings in this batch."""
+        grown = self.first_radius + (self.last_radius - self.first_radius + 1) * batch / self.ramp
+        return min(self.last_radius, int(grown))
+
+    def alive(self, batch: int) -> int:
+        """Starts still carried on in this batch: all, then half, then one."""
+        if batch < 0.45 * self.ramp:
+            return self.n_starts
+        return max(1, self.n_starts // 2) if batch < 0.75 * self.ramp else 1
+
+
+@dataclass(eq=False)
+class Start:
+    """One random start: sums, map and what it learnt of shifts and likelihood."""
+
+    number: int
+    raw: Tensor
+    map: Tensor
+    shift_sd_px: float
+    log_evidence: list[float]
+
+    def recent_evidence(self) -> float:
+        """Mean log evidence of the last eight batches."""
+        recent = self.log_evidence[-8:]
+        return sum(recent) / max(len(recent), 1)
+
+
+class CoarseStage:
+    """Random starts carried on batch by batch; `state` and `restore` make it resumable."""
+
+    def __init__(
+        self, small: SmallImages, plan: CoarsePlan, group: Tensor, *, seed: int, team: Workers
+    ) -> None:
+        self.small, self.plan, self.group, self.team = small, plan, group, team
+        self.observed: Observations = small.observed
+        self.lattice = Lattice(plan.box)
+        scale = plan.box / self.observed.box
+        self.mask = support_mask(plan.box, 1.15 * self.observed.particle_radius_px * scale)
+        self.seed = seed
+        self.batch = 0
+        self.starts: list[Start] = []
+        self.last: BatchResult | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the last batch is through."""
+        return self.batch >= self.plan.batches
+
+    @property
+    def best(self) -> Start:
+        """The start with the highest likelihood."""
+        return max(self.starts, key=Start.recent_evidence)
+
+    @property
+    def image_visits(self) -> int:
+        """Images compared with a map so far, all starts together."""
+        return self.plan.batch * sum(len(s.log_evidence) for s in self.starts) + self._dropped_visits
+
+    _dropped_visits = 0
+
+    def begin(self) -> None:
+        """Draw the random starts."""
+        level = level_for(self.plan.first_radius, self.observed.particle_radius_px, box=self.observed.box)
+        for k in range(self.plan.n_starts):
+            generator = generator_from(None, seed=self._seed(k, -1))
+            raw = random_start(self.small, self.lattice, level, self.group, count=200, generator=generator)
+            first = self._solve(raw, self.plan.first_radius)
+            self.starts.append(Start(k, raw, first, 0.05 * self.observed.box, []))
+
+    def step(self) -> None:
+        """One batch of every start that is still alive; all of them see the same images."""
+        alive = self.plan.alive(self.batch)
+        if alive < len(self.starts):
+            ranked = sorted(self.starts, key=Start.recent_evidence, reverse=True)
+            self._dropped_visits += self.plan.batch * sum(len(s.log_evidence) for s in ranked[alive:])
+            self.starts = ranked[:alive]
+        index = self._images_of_batch()
+        for start in self.starts:
+            self._advance(start, index)
+        self.batch += 1
+
+    def _advance(self, start: Start, index: Tensor) -> None:
+        radius = self.plan.radius(self.batch)
+        level = level_for(radius, self.observed.particle_radius_px, box=self.observed.box)
+        generator = generator_from(None, seed=self._seed(start.number, self.batch))
+        view = make_view(
+            self.lattice.to_half(start.map),
+            level,
+            random_directions(level.order, self.group.double(), generator),
+            n=self.plan.box,
+            box=self.observed.box,
+            reach_px=min(max(3 * start.shift_sd_px, level.shift_step_px), 0.25 * self.observed.box),
+            shift_sd_px=start.shift_sd_px,
+            ctf=self.observed.stack.ctf,
+            pixel_size_A=self.observed.pixel_size_A,
+        )
+        start.raw *= self.plan.forgetting
+        result = expectation_maximisation_batch(
+            self.small, index, view, self.lattice, self.group, start.raw, self.team
+        )
+        start.map = self._solve(start.raw, radius)
+        spread = max(float(result.shift_px.square().mean()), 0.25 * level.shift_step_px**2)
+        start.shift_sd_px = (0.9 * start.shift_sd_px**2 + 0.1 * spread) ** 0.5
+        start.log_evidence.append(float(result.log_evidence.mean()))
+        self.last = result
+
+    def _solve(self, raw: Tensor, radius: int) -> Tensor:
+        return coarse_map(raw, self.lattice, radius=radius, mask=self.mask, regulariser=MAP_REGULARISER)
+
+    def _images_of_batch(self) -> Tensor:
+        """Images of this batch: pass after pass over the stack, each in its own random order."""
+        n, size = len(self.small.rows), min(self.plan.batch, len(self.small.rows))
+        per_pass = n // size
+        order = torch.randperm(n, generator=generator_from(None, seed=self._seed(997, self.batch // per_pass)))
+        at = (self.batch % per_pass) * size
+        return order[at : at + size]
+
+    def _seed(self, start: int, batch: int) -> int:
+        return (self.seed * 1_000_003 + start * 10_007 + batch + 1) % (2**63)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs, flat."""
+        out: dict[str, Any] = {
+            "coarse_batch": self.batch,
+            "coarse_dropped": self._dropped_visits,
+            "coarse_starts": [[s.number, s.shift_sd_px, s.log_evidence] for s in self.starts],
+        }
+        for i, s in enumerate(self.starts):
+            out |= {f"coarse_raw{i}": s.raw, f"coarse_map{i}": s.map}
+        return out
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.batch = state["coarse_batch"]
+        self._dropped_visits = state["coarse_dropped"]
+        self.starts = [
+            Start(number, state[f"coarse_raw{i}"], state[f"coarse_map{i}"], sd, list(evidence))
+            for i, (number, sd, evidence) in enumerate(state["coarse_starts"])
+        ]

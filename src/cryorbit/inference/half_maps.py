@@ -1,0 +1,83 @@
+"""Two half maps from sums of slices: their correlation, and regularised transforms to refine poses against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryorbit.inference.lattice import Lattice, Sums
+
+
+@dataclass(frozen=True, eq=False)
+class HalfMaps:
+    """Half maps on a lattice of n voxels, and what their agreement allows."""
+
+    lattice: Lattice
+    halves: tuple[Complex[Tensor, "p p h"], Complex[Tensor, "p p h"]]
+    """Transforms of the regularised, masked half maps, for trilinear reads."""
+    maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
+    """Half maps without regularisation or mask."""
+    correlation: Float[Tensor, "shells"]
+    """Between the masked half maps, per Fourier pixel."""
+
+    def radius_at(self, threshold: float) -> int:
+        """Last shell before the correlation first falls below `threshold`."""
+        below = torch.nonzero(self.correlation[1:] < threshold)[:, 0]
+        return int(below[0]) if len(below) else self.correlation.shape[0] - 1
+
+
+def solve_halves(
+    raw: tuple[Float[Tensor, "p p h c"], Float[Tensor, "p p h c"]],
+    lattice: Lattice,
+    mask: Float[Tensor, "n n n"],
+    *,
+    radius: int,
+    joined_radius: float,
+) -> HalfMaps:
+    """Half maps by weighted least squares, then a Wiener filter from their own correlation.
+
+    Parameters
+    ----------
+    raw
+        Sums of the two halves (`Lattice.add`).
+    radius
+        Shells beyond are zero.
+    joined_radius
+        Below this radius the two halves share their sums, so that they stay in register; their correlation says
+        nothing there.
+    """
+    sums = [Sums.of(lattice, r) for r in raw]
+    n_shells = radius + 1
+    weights = [lattice.shell_mean(s.weight, n_shells) for s in sums]
+    plain = [
+        lattice.to_map(s.solve(1e-3 * w + 1e-20, radius=radius)) for s, w in zip(sums, weights, strict=True)
+    ]
+    correlation = shell_correlation(plain[0] * mask, plain[1] * mask, n_shells)
+    usable = correlation.clamp(0.005, 0.999)
+    shared = lattice.shells() <= joined_radius
+    numerator = 0.5 * (sums[0].numerator + sums[1].numerator)
+    weight = 0.5 * (sums[0].weight + sums[1].weight)
+    halves = []
+    for s, w in zip(sums, weights, strict=True):
+        joined = Sums(lattice, torch.where(shared, numerator, s.numerator), torch.where(shared, weight, s.weight))
+        filtered = joined.solve(w * (1 - usable) / usable, radius=radius)
+        halves.append(lattice.to_half(lattice.to_map(filtered) * mask))
+    return HalfMaps(lattice, (halves[0], halves[1]), (plain[0], plain[1]), correlation)
+
+
+def shell_correlation(a: Float[Tensor, "n n n"], b: Float[Tensor, "n n n"], n_shells: int) -> Float[Tensor, "shells"]:
+    """Fourier shell correlation of two maps for the first shells."""
+    n = a.shape[0]
+    fa, fb = torch.fft.rfftn(a), torch.fft.rfftn(b)
+    k = torch.fft.fftfreq(n) * n
+    size = (k[:, None, None].square() + k[:, None].square() + torch.arange(n // 2 + 1).square()).sqrt()
+    shell = size.round().long().clamp_max(n_shells).flatten()
+
+    def total(values: Tensor) -> Tensor:
+        return torch.bincount(shell, weights=values.flatten().double(), minlength=n_shells + 1)[:n_shells]
+
+    cross = total((fa * fb.conj()).real)
+    return (cross / (total(fa.abs().square()) * total(fb.abs().square())).sqrt().clamp_min(1e-30)).float()

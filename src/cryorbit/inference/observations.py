@@ -1,0 +1,207 @@
+"""Particle images as inference sees them: sign and scale settled, noise known, transforms on demand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+
+from cryorbit.data import CTF, ParticleStack
+from cryorbit.errors import BadInput
+from cryorbit.physics.noise import noise_spectrum
+from cryorbit.physics.transfer import ctf_values, odd_phase
+
+_SAMPLE = 1000
+"""Images that statistics of the whole stack are taken from."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Observations:
+    """A stack with its statistics. Frequencies are in Fourier pixels of the images' box, 1 / (box * pixel size)."""
+
+    stack: ParticleStack
+    sign: float
+    """+1, or -1 where protein is dark in the file."""
+    scale_each: bool
+    """Whether every image is divided by its own background deviation."""
+    background: Bool[Tensor, "box box"]
+    noise_power: Float[Tensor, "shells"]
+    """E |noise|^2 of one coefficient of the unnormalised transform, per shell."""
+    total_power: Float[Tensor, "shells"]
+    """The same of the images."""
+    particle_radius_px: float
+
+    @property
+    def box(self) -> int:
+        """Edge of an image in pixels."""
+        return self.stack.box
+
+    @property
+    def pixel_size_A(self) -> float:
+        """Pixel size in angstrom."""
+        return self.stack.pixel_size_A
+
+    def images(self, rows: Int[Tensor, "n"]) -> Float[Tensor, "n box box"]:
+        """Images with the background at 0 and protein light."""
+        return level(self.stack.images[rows], self.background, sign=self.sign, scale_each=self.scale_each)
+
+    def transforms(self, rows: Int[Tensor, "n"]) -> Complex[Tensor, "n box half"]:
+        """Unnormalised transforms about pixel box // 2, rows from -box // 2 upwards."""
+        centred = torch.fft.ifftshift(self.images(rows), dim=(-2, -1))
+        return torch.fft.fftshift(torch.fft.rfft2(centred), dim=-2)
+
+    def ctf(self, rows: Int[Tensor, "n"], points: Float[Tensor, "*grid 2"]) -> Float[Tensor, "n *grid"]:
+        """CTF at points given in Fourier pixels; 1 where the stack has none."""
+        ctf = self.stack.ctf
+        if ctf is None:
+            return torch.ones(len(rows), *points.shape[:-1])
+        return ctf_values(ctf[rows], points / (self.box * self.pixel_size_A))
+
+    def undo_odd_phase(
+        self, values: Complex[Tensor, "n *grid"], rows: Int[Tensor, "n"], points: Float[Tensor, "*grid 2"]
+    ) -> Complex[Tensor, "n *grid"]:
+        """Take the phase of beam tilt and other odd aberrations out of transforms."""
+        if self.stack.ctf is None:
+            return values
+        phase = odd_phase(self.stack.ctf[rows], points / (self.box * self.pixel_size_A))
+        return values if phase is None else values * phase.conj()
+
+    def noise_at(self, radius: Float[Tensor, "*n"], *, floor: float) -> Float[Tensor, "*n"]:
+        """Noise power at radii in Fourier pixels, never below `floor` times the power of the images themselves."""
+        shell = radius.round().long().clamp(0, self.noise_power.shape[0] - 1)
+        return torch.maximum(self.noise_power, floor * self.total_power)[shell]
+
+
+def level(
+    images: Float[Tensor, "n box box"], background: Bool[Tensor, "box box"], *, sign: float, scale_each: bool
+) -> Float[Tensor, "n box box"]:
+    """Images with the mean of the background pixels taken off, times sign, and divided by their deviation if asked."""
+    outside = images[:, background]
+    out = (images - outside.mean(1)[:, None, None]) * sign
+    return out / outside.std(1).clamp_min(1e-20)[:, None, None] if scale_each else out
+
+
+def observe(
+    stack: ParticleStack,
+    *,
+    sign: float = 1.0,
+    particle_diameter_A: float | None = None,
+    generator: torch.Generator,
+) -> Observations:
+    """Measure what the search needs to know of a stack, from a random sample of its images.
+
+    Raises
+    ------
+    BadInput
+        If images are smaller than 16 pixels or without any variation.
+    """
+    box = stack.box
+    if box < 16:
+        raise BadInput(f"{stack.source}: images of {box} px are too small; 16 px is the least.")
+    rows = torch.randperm(len(stack), generator=generator)[:_SAMPLE].sort().values
+    axis = torch.arange(box) - box // 2
+    radius = (axis[:, None].square() + axis.square()).float().sqrt()
+    background = radius > 0.46 * box
+    raw = stack.images[rows]
+    spread_out = raw[:, background].std(1)
+    if not bool((raw.flatten(1).std(1) > 0).all()):
+        raise BadInput(f"{stack.source}: an image without any variation. Run `cryorbit check` to find it.")
+    spread_in = raw[:, radius < 0.25 * box].std(1)
+    # Without noise the background holds only the rim of the CTF: dividing by it would scale images by chance.
+    scale_each = bool((spread_out / spread_in).median() > 0.3)
+    images = level(raw, background, sign=sign, scale_each=scale_each)
+    noise = noise_spectrum(images, radius_px=0.42 * box, edge_px=0.04 * box).power
+    power = torch.fft.rfft2(images).abs().square().mean(0)
+    total = _shell_means(power, box)
+    noise = noise[: total.shape[0]].to(total)
+    noise[:2] = noise[2]  # the mean was taken off, so the lowest shells read low
+    if particle_diameter_A is None:
+        measured = particle_radius_px(images, radius)
+    else:
+        measured = particle_diameter_A / 2 / stack.pixel_size_A
+    return Observations(
+        stack=stack,
+        sign=sign,
+        scale_each=scale_each,
+        background=background,
+        noise_power=noise.clamp_min(1e-12 * float(total.max())),
+        total_power=total,
+        particle_radius_px=min(max(measured, 0.06 * box), 0.45 * box),
+    )
+
+
+def particle_radius_px(images: Float[Tensor, "n box box"], radius: Float[Tensor, "box box"]) -> float:
+    """Radius where the variance over images, low-passed, has fallen to a tenth of its excess in the middle.
+
+    Shifts are in it: it bounds the particle from outside.
+    """
+    box = images.shape[-1]
+    keep = max(box // 8, 4)
+    transform = torch.fft.rfft2(images)
+    ky = torch.fft.fftfreq(box) * box
+    kx = torch.fft.rfftfreq(box) * box
+    size = (ky[:, None].square() + kx.square()).sqrt()
+    smooth = torch.fft.irfft2(transform * torch.exp(-0.5 * (size / keep).square()), s=(box, box))
+    variance = smooth.square().mean(0)
+    ring = radius.round().long().clamp_max(box // 2)
+    count = torch.bincount(ring.flatten(), minlength=box // 2 + 1)
+    profile = torch.bincount(ring.flatten(), weights=variance.flatten().double(), minlength=box // 2 + 1) / count
+    outside = profile[int(0.46 * box) : box // 2].mean()
+    excess = profile - outside
+    peak = excess[: max(box // 12, 2)].mean()
+    below = torch.nonzero(excess < 0.1 * peak)[:, 0]
+    return float(below[0]) if len(below) else box / 2
+
+
+def _shell_means(power: Float[Tensor, "box half"], box: int) -> Float[Tensor, "shells"]:
+    ky = torch.fft.fftfreq(box) * box
+    kx = torch.fft.rfftfreq(box) * box
+    shell = (ky[:, None].square() + kx.square()).sqrt().round().long()
+    inside = shell <= box // 2
+    total = torch.bincount(shell[inside], weights=power[inside].double(), minlength=box // 2 + 1)
+    return (total / torch.bincount(shell[inside], minlength=box // 2 + 1)).float()
+
+
+def crop_images(transforms: Complex[Tensor, "n box half"], n: int) -> Float[Tensor, "n n n"]:
+    """Images of n (even) pixels whose unnormalised transform is the middle of the given one, a disc's edge softened.
+
+    Grey values change by (box / n)^2; the transform does not.
+    """
+    box = transforms.shape[-2]
+    centre = box // 2
+    middle = transforms[:, centre - n // 2 : centre + n // 2, : n // 2 + 1].clone()
+    middle[:, 0] = 0
+    middle[..., -1] = 0
+    return torch.fft.fftshift(torch.fft.irfft2(torch.fft.ifftshift(middle, dim=-2), s=(n, n)), dim=(-2, -1))
+
+
+def astigmatic_orders(ctf: CTF | None, radius: float, *, box: int, pixel_size_A: float) -> int:
+    """How many harmonics of the squared CTF matter out to `radius`: 0 where the phase varies by less than 0.15 rad."""
+    if ctf is None:
+        return 0
+    s2 = (radius / (box * pixel_size_A)) ** 2
+    spread = (ctf.defocus_u_A - ctf.defocus_v_A).abs().quantile(0.95)
+    phase = math.pi * 0.0197 * float(spread) / 2 * s2
+    return 0 if phase < 0.15 else min(1 + int(phase), 4)
+
+
+def support_mask(n: int, radius_px: float) -> Float[Tensor, "n n n"]:
+    """A ball of `radius_px`, its edge a tenth of the radius and at least 1.5 px wide on either side."""
+    edge = max(0.1 * radius_px, 1.5)
+    axis = torch.arange(n) - n // 2
+    size = (axis[:, None, None].square() + axis[:, None].square() + axis.square()).float().sqrt()
+    return ((radius_px + edge - size) / (2 * edge)).clamp(0, 1)
+
+
+__all__ = [
+    "Observations",
+    "astigmatic_orders",
+    "crop_images",
+    "level",
+    "observe",
+    "particle_radius_px",
+    "support_mask",
+]

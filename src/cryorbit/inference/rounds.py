@@ -1,0 +1,121 @@
+"""Rounds of refinement: every image against the map of its own half, then two new half maps, further out each time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.inference.engine import Workers
+from cryorbit.inference.half_maps import HalfMaps
+from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.locate import disk_data
+from cryorbit.inference.observations import Observations
+from cryorbit.inference.refine import half_disk, refine_poses
+
+CHUNK = 32
+"""Images handled at a time by one worker, so that its arrays stay in cache."""
+
+
+@dataclass(eq=False)
+class PoseTable:
+    """Poses of all particles as they are refined; shifts in pixels of the box."""
+
+    rotation: Float[Tensor, "n 3 3"]
+    shift_px: Float[Tensor, "n 2"]
+    log_likelihood: Float[Tensor, "n"]
+    confidence: Float[Tensor, "n"]
+    entropy: Float[Tensor, "n"]
+    angle_sd_deg: Float[Tensor, "n"]
+
+    @classmethod
+    def empty(cls, n: int) -> PoseTable:
+        """A table to be filled."""
+        return cls(
+            torch.eye(3).repeat(n, 1, 1),
+            torch.zeros(n, 2),
+            torch.zeros(n),
+            torch.zeros(n),
+            torch.zeros(n),
+            torch.full((n,), 180.0),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Columns by name, for a checkpoint."""
+        return {f"pose_{name}": value for name, value in vars(self).items()}
+
+    @classmethod
+    def restore(cls, state: dict[str, Tensor]) -> PoseTable:
+        """The table that `state` described."""
+        return cls(**{name.removeprefix("pose_"): v for name, v in state.items() if name.startswith("pose_")})
+
+
+def refine_block(
+    observed: Observations,
+    poses: PoseTable,
+    rows: Int[Tensor, "b"],
+    halves: Int[Tensor, "b"],
+    maps: HalfMaps,
+    *,
+    radius: int,
+    iterations: int,
+    shift_sd_px: float,
+    team: Workers,
+) -> None:
+    """Refine the poses of `rows`, each against the map of its half (0 or 1), in place."""
+
+    def work(part: tuple[Tensor, int]) -> None:
+        chosen, half = part
+        data = disk_data(observed, chosen, observed.transforms(chosen), radius)
+        found = refine_poses(
+            data,
+            maps.halves[half],
+            poses.rotation[chosen],
+            poses.shift_px[chosen],
+            iterations=iterations,
+            shift_sd_px=shift_sd_px,
+        )
+        poses.rotation[chosen] = found.rotation
+        poses.shift_px[chosen] = found.shift_px
+        poses.log_likelihood[chosen] = found.log_likelihood
+        poses.angle_sd_deg[chosen] = found.angle_sd_deg
+
+    parts = [(p, h) for h in (0, 1) for p in rows[halves == h].split(CHUNK) if len(p)]
+    team.map(work, parts)
+
+
+def insert_block(
+    observed: Observations,
+    poses: PoseTable,
+    rows: Int[Tensor, "b"],
+    halves: Int[Tensor, "b"],
+    lattice: Lattice,
+    raw: tuple[Tensor, Tensor],
+    group: Float[Tensor, "g 3 3"],
+    *,
+    radius: float,
+    team: Workers,
+) -> None:
+    """Add images to the sums of their half at their poses and all symmetry-related ones, in place."""
+    points = half_disk(radius, inner=0.0)
+    centre = observed.box // 2
+    noise = observed.noise_at(points.norm(dim=1), floor=0.0)
+
+    def work(half: int) -> None:
+        for chosen in rows[halves == half].split(CHUNK):
+            if not len(chosen):
+                continue
+            values = observed.transforms(chosen)[:, points[:, 1].long() + centre, points[:, 0].long()]
+            values = observed.undo_odd_phase(values, chosen, points)
+            ctf = observed.ctf(chosen, points)
+            phase = poses.shift_px[chosen] @ points.T * (2 * torch.pi / observed.box)
+            values = values * torch.polar(ctf / noise, phase)
+            weights = ctf.square() / noise
+            for element in group:
+                rotation = poses.rotation[chosen] @ element
+                at = points[:, :1] * rotation[:, None, 0] + points[:, 1:] * rotation[:, None, 1]
+                lattice.add(raw[half], at, values, weights)
+
+    team.map(work, (0, 1))
