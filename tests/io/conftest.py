@@ -71,7 +71,7 @@ def particles() -> pd.DataFrame:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A RELION project folder with two stacks of six images: image k of stack a is k, of stack b is 10 + k."""
+    """A RELION project folder with two stacks of six images: image k of a is k, of b is 10 + k."""
     for name, offset in (("a", 0), ("b", 10)):
         folder = tmp_path / "Extract" / name
         folder.mkdir(parents=True)

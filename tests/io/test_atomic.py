@@ -48,25 +48,30 @@ def test_a_block_that_ends_well_leaves_the_file_and_nothing_else(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"new"
 
 
+def _write_half(path):
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+
+
 def test_a_block_that_raises_leaves_the_old_file(tmp_path):
     """Whatever the error, the old content stays and the temporary goes."""
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a") as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        _write_half(tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(BadFile, match="folder does not exist"), atomic_path(tmp_path / "no" / "a"):
+    with pytest.raises(BadFile, match=r"folder does not exist"), atomic_path(tmp_path / "no" / "a"):
         pass
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_is_one_error_and_leaves_nothing(small_disk, writer):
     """ENOSPC becomes a BadFile that names the remedy; the folder is as it was."""
-    with pytest.raises(BadFile, match="disk is full"):
+    with pytest.raises(BadFile, match=r"disk is full"):
         WRITERS[writer](small_disk / "out")
     assert list(small_disk.iterdir()) == []
 
@@ -79,7 +84,7 @@ def test_a_disk_that_fills_at_the_last_flush(tmp_path, monkeypatch, writer):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(BadFile, match="disk is full"):
+    with pytest.raises(BadFile, match=r"disk is full"):
         WRITERS[writer](tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -110,14 +115,14 @@ def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     save_state(path, {"a": torch.zeros(1000)}, {})
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(BadFile, match="not a whole checkpoint"):
+    with pytest.raises(BadFile, match=r"not a whole checkpoint"):
         load_state(path)
-    with pytest.raises(BadFile, match="no such checkpoint"):
+    with pytest.raises(BadFile, match=r"no such checkpoint"):
         load_state(tmp_path / "none")
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, tmp_path / "other")
-    with pytest.raises(BadFile, match="not a Cryorbit checkpoint"):
+    with pytest.raises(BadFile, match=r"not a Cryorbit checkpoint"):
         load_state(tmp_path / "other")
-    with pytest.raises(BadInput, match="not JSON"):
+    with pytest.raises(BadInput, match=r"not JSON"):
         save_state(path, {}, {"a": torch.zeros(1)})

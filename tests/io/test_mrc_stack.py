@@ -50,7 +50,7 @@ def test_slices(two_stacks, index):
 
 
 def test_rows_that_are_not_there(two_stacks):
-    with pytest.raises(BadInput, match="row 12 asked for"):
+    with pytest.raises(BadInput, match=r"row 12 asked for"):
         MrcImages(two_stacks[0])[torch.tensor([12])]
 
 
@@ -88,7 +88,7 @@ def test_every_mode_is_read(tmp_path, kind):
 
 
 def test_a_volume_header_still_holds_images(tmp_path):
-    """Other programs write MZ = NZ and ISPG 1 for stacks; an extended header is skipped; one image is a stack."""
+    """MZ = NZ and ISPG 1 in stacks of other programs; an extended header; one image alone."""
     with mrcfile.new(tmp_path / "a.mrcs") as file:
         file.set_data(_images(3).numpy())
         file.set_extended_header(np.zeros(96, np.uint8).view("V96"))
@@ -103,7 +103,7 @@ def test_compressed_stacks(tmp_path):
     (tmp_path / "b.mrcs.gz").write_bytes(gzip.compress(plain))
     assert torch.equal(MrcImages([tmp_path / "b.mrcs.gz"])[torch.tensor([3, 0])], _images(4)[[3, 0]])
     (tmp_path / "c.mrcs.gz").write_bytes(gzip.compress(plain[:-100]))
-    with pytest.raises(BadFile, match="truncated"):
+    with pytest.raises(BadFile, match=r"truncated"):
         MrcImages([tmp_path / "c.mrcs.gz"])[:]
 
 
@@ -140,13 +140,13 @@ def test_a_stack_cut_after_it_was_opened(tmp_path):
     path = _write(tmp_path / "a.mrcs", _images(5))
     images = MrcImages([path])
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(BadFile, match="truncated"):
+    with pytest.raises(BadFile, match=r"truncated"):
         images[:]
 
 
 def test_missing_stack_and_missing_image(two_stacks, tmp_path):
     paths, _ = two_stacks
-    with pytest.raises(BadFile, match="no such stack"):
+    with pytest.raises(BadFile, match=r"no such stack"):
         MrcImages([tmp_path / "none.mrcs"])
     index, section = np.array([0, 0, 1]), np.array([0, 5, 0])
     with pytest.raises(BadFile, match=r"a.mrcs: image 6 \(p.star, row 2\) does not exist: the stack has 5"):
@@ -155,11 +155,11 @@ def test_missing_stack_and_missing_image(two_stacks, tmp_path):
 
 def test_boxes_that_differ(two_stacks, tmp_path):
     other = _write(tmp_path / "c.mrcs", _images(2, 6))
-    with pytest.raises(BadFile, match="images of 6 pixels, but those of .* have 8"):
+    with pytest.raises(BadFile, match=r"images of 6 pixels, but those of .* have 8"):
         MrcImages([*two_stacks[0], other])
     with mrcfile.new(tmp_path / "d.mrcs") as file:
         file.set_data(np.zeros((2, 4, 6), np.float32))
-    with pytest.raises(BadFile, match="6 x 4 pixels are not square"):
+    with pytest.raises(BadFile, match=r"6 x 4 pixels are not square"):
         MrcImages([tmp_path / "d.mrcs"])
 
 
@@ -244,5 +244,5 @@ def test_ten_real_stacks_cut_short(data_dir, tmp_path):
         whole = path.read_bytes()
         for keep in (len(whole) - 1, len(whole) // 2 + i, 1024, 1023, 0):
             (tmp_path / "cut.mrcs").write_bytes(whole[:keep])
-            with pytest.raises(BadFile, match="truncated|too short"):
+            with pytest.raises(BadFile, match=r"truncated|too short"):
                 MrcImages([tmp_path / "cut.mrcs"])

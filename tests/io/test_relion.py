@@ -129,10 +129,10 @@ def test_pixel_origins_beside_an_optics_table(star, particles, optics, write_sta
     particles["rlnOriginX"] = particles.pop("rlnOriginXAngst")
     particles["rlnOriginY"] = particles.pop("rlnOriginYAngst")
     star.write_text(write_star_text(optics=optics, particles=particles))
-    with pytest.warns(PixelOriginsWarning, match="origins 'pixels'"):
+    with pytest.warns(PixelOriginsWarning, match=r"origins 'pixels'"):
         assert not read_particles(star).pose.shift_A.any()
     assert read_particles(star, origins="pixels").pose.shift_A[0].tolist() == [-3.0, 1.5]
-    with pytest.raises(BadFile, match="no rlnOriginXAngst"):
+    with pytest.raises(BadFile, match=r"no rlnOriginXAngst"):
         read_particles(star, origins="angstrom")
     particles["rlnOriginX"] = particles["rlnOriginY"] = 0.0
     star.write_text(write_star_text(optics=optics, particles=particles))
@@ -147,7 +147,7 @@ def test_angstrom_origins_win_where_both_stand(star, particles, optics, write_st
 
 
 def _old(particles):
-    """The same particles as RELION 3.0 writes them: one table, pixel origins, a detector and a magnification."""
+    """The same particles in RELION 3.0: one table, pixel origins, a detector and a magnification."""
     old = particles.drop(columns=["rlnOpticsGroup", "rlnOriginXAngst", "rlnOriginYAngst"])
     old["rlnOriginX"], old["rlnOriginY"] = particles["rlnOriginXAngst"] / 2, particles["rlnOriginYAngst"] / 2
     old["rlnVoltage"], old["rlnSphericalAberration"], old["rlnAmplitudeContrast"] = 300.0, 2.7, 0.1
@@ -224,7 +224,7 @@ def test_new_poses_and_halves_are_written_over(star, particles):
     table = again.tables["particles"]
     assert table["rlnDefocusU"].tolist() == particles["rlnDefocusU"].round(6).tolist()
     np.testing.assert_allclose(table["rlnMaxValueProbDistribution"], confidence, rtol=1e-6)
-    with pytest.raises(BadInput, match="but there are 6 particles"):
+    with pytest.raises(BadInput, match=r"but there are 6 particles"):
         write_particles(star.parent / "x.star", changed, extra_columns={"a": np.zeros(5)})
 
 
@@ -298,9 +298,9 @@ def test_where_stacks_are_looked_for(star, project, tmp_path_factory, particles,
     ):
         read_particles(away)
     assert torch.equal(read_particles(away, data_dir=project).images[:], read_particles(star).images[:])
-    with pytest.raises(BadFile, match="row 1.* and .*row 2.* both come to"):
+    with pytest.raises(BadFile, match=r"row 1.* and .*row 2.* both come to"):
         read_particles(away, data_dir=project / "Extract" / "a")
-    with pytest.raises(BadFile, match="no such folder"):
+    with pytest.raises(BadFile, match=r"no such folder"):
         read_particles(away, data_dir=project / "none")
     particles["rlnImageName"] = [f"{i}@/gone/away/s.mrcs" for i in range(1, 7)]
     away.write_text(write_star_text(optics=optics, particles=particles))
@@ -390,23 +390,23 @@ def test_groups_that_no_particle_uses_do_not_matter(star, particles, optics, wri
 
 def test_empty_files(star, optics, particles, write_star_text):
     star.write_text("")
-    with pytest.raises(BadFile, match="empty"):
+    with pytest.raises(BadFile, match=r"empty"):
         read_particles(star)
     star.write_text(write_star_text(optics=optics))
-    with pytest.raises(BadFile, match="no table of particles"):
+    with pytest.raises(BadFile, match=r"no table of particles"):
         read_particles(star)
     star.write_text(write_star_text(optics=optics, particles=particles.iloc[:0]))
-    with pytest.raises(BadFile, match="no rows"):
+    with pytest.raises(BadFile, match=r"no rows"):
         read_particles(star)
 
 
 def test_pixel_size_that_is_given(star, optics, particles, write_star_text):
     """It replaces the file's, with a word; where the file has none, silently."""
-    with pytest.warns(PixelSizeWarning, match="2.5 A as you gave it, though the file says 2 A"):
+    with pytest.warns(PixelSizeWarning, match=r"2.5 A as you gave it, though the file says 2 A"):
         assert read_particles(star, pixel_size_A=2.5).pixel_size_A == 2.5
     star.write_text(write_star_text(optics=optics.drop(columns="rlnImagePixelSize"), particles=particles))
     assert read_particles(star, pixel_size_A=2.5).pixel_size_A == 2.5
-    with pytest.warns(PixelSizeWarning, match="2 A is taken from the stack's header"):
+    with pytest.warns(PixelSizeWarning, match=r"2 A is taken from the stack's header"):
         assert read_particles(star).pixel_size_A == 2.0
 
 
@@ -439,7 +439,7 @@ def test_images_listed_twice_get_ids_of_their_own(star, optics, particles, write
     ],
 )
 def test_real_files_round_trip(data_dir, tmp_path, name):
-    """RELION 3.0, 3.1 and 5 as projects left them: load, write, load, for what does not change and for what does."""
+    """RELION 3.0, 3.1 and 5 as projects left them: load, write, load, unchanged and changed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mixed = {"pixel_size_A": 1.25} if "6optics" in name else {}
@@ -514,7 +514,7 @@ def test_real_stacks(data_dir, tmp_path):
     assert not shifted.pose.shift_A.any()
     shifted = read_particles(stacks / "relion_proj_64" / "rln_proj_64_shifted.star", origins="pixels")
     assert shifted.pose.shift_A[0].tolist() == [-6.0, -10.0]
-    with pytest.raises(BadFile, match="State the pixel size"):
+    with pytest.raises(BadFile, match=r"State the pixel size"):
         read_particles(stacks / "relion_proj_64" / "rln_proj_64.star")
     assert len(read_particles(stacks / "relion_proj_64" / "rln_proj_64.star", pixel_size_A=1.0)) == 5
     for stack in (ferritin, bin8, tiny, shifted):

@@ -18,7 +18,7 @@ def _same(a, b):
 
 
 def test_tables_come_back_exactly(tmp_path):
-    """Numbers with all their digits, texts with blanks, quotes and numbers in them, empty texts, blocks of pairs."""
+    """Numbers with all their digits, texts with blanks, quotes and numbers, empty ones, blocks of pairs."""
     rng = np.random.default_rng(0)
     loop = pd.DataFrame(
         {
@@ -91,7 +91,7 @@ def test_broken_files_are_refused(tmp_path, text, message):
     with pytest.raises(BadFile, match=message) as error:
         read_star(tmp_path / "a.star")
     assert "\n" not in str(error.value)
-    with pytest.raises(BadFile, match="cannot be read"):
+    with pytest.raises(BadFile, match=r"cannot be read"):
         read_star(tmp_path / "none.star")
 
 

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -157,7 +157,7 @@ def from_tables(tables: dict[str, pd.DataFrame]) -> np.ndarray:
             kind = _text_type(frame[column], "S") if values.dtype.kind in "OUT" else values.dtype.str
             described.append((column, kind))
             sources.append((column, [column]))
-    array: Any = np.zeros(len(frame), dtype=described)
+    array = cast(Any, np.zeros(len(frame), dtype=described))
     for name, columns in sources:
         field = array[name]  # a view into the rows
         values = [_encoded(frame[c], field.dtype) for c in columns]

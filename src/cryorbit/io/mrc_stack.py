@@ -260,7 +260,7 @@ class StackWriter:
         low, high = torch.aminmax(pixels)
         if not max(-float(low), float(high)) <= _LARGEST[self.dtype]:  # said so that NaN fails too
             raise BadInput(
-                f"{self.path}: an image has pixels that {self.dtype} cannot hold. Normalise it, or use float32."
+                f"{self.path}: an image has pixels that {self.dtype} cannot hold. Normalise it first."
             )
         self._statistics.add(pixels)
         self.count += images.shape[0]

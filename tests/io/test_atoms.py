@@ -1,0 +1,107 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+from cryorbit.errors import BadFile
+from cryorbit.io.atoms import read_atoms
+
+PDB = """\
+REMARK 350 BIOMOLECULE: 1
+REMARK 350 APPLY THE FOLLOWING TO CHAINS: A
+REMARK 350   BIOMT1   1  1.000000  0.000000  0.000000        0.00000
+REMARK 350   BIOMT2   1  0.000000  1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   1  0.000000  0.000000  1.000000        0.00000
+REMARK 350   BIOMT1   2 -1.000000  0.000000  0.000000        5.00000
+REMARK 350   BIOMT2   2  0.000000 -1.000000  0.000000        0.00000
+REMARK 350   BIOMT3   2  0.000000  0.000000  1.000000        0.00000
+MODEL        1
+ATOM      1  N   ALA A   1      11.104   6.134  -6.504  1.00 20.50           N
+ATOM      2  CA AALA A   1      11.639   6.071  -5.147  0.60 21.00           C
+ATOM      3  CA BALA A   1      11.700   6.100  -5.200  0.40 22.00           C
+HETATM    4 ZN    ZN A 101       1.000   2.000   3.000  1.00 30.00          ZN
+HETATM    5  O   HOH A 201       4.000   5.000   6.000  1.00 40.00           O
+ENDMDL
+MODEL        2
+ATOM      1  N   ALA A   1      10.000   6.134  -6.504  1.00 20.50           N
+ENDMDL
+END
+"""
+
+
+@pytest.fixture
+def pdb(tmp_path):
+    path = tmp_path / "a.pdb.gz"
+    path.write_bytes(gzip.compress(PDB.encode()))
+    return path
+
+
+def test_atoms_of_a_small_model(pdb):
+    """Positions, elements, occupancies of both alternatives, B-factors, labels; waters left out."""
+    atoms = read_atoms(pdb)
+    assert atoms.atomic_number.tolist() == [7, 6, 6, 30]
+    torch.testing.assert_close(atoms.position_A[0], torch.tensor([11.104, 6.134, -6.504]))
+    np.testing.assert_allclose(atoms.occupancy, [1, 0.6, 0.4, 1])
+    assert atoms.b_factor_A2.tolist() == [20.5, 21.0, 22.0, 30.0]
+    assert atoms.chain.tolist() == ["A"] * 4
+    assert atoms.residue_name.tolist() == ["ALA", "ALA", "ALA", "ZN"]
+    assert atoms.atom_name.tolist() == ["N", "CA", "CA", "ZN"]
+    assert atoms.residue_number.tolist() == [1, 1, 1, 101]
+    assert len(read_atoms(pdb, waters="keep")) == 5
+    assert read_atoms(pdb, model=2).position_A[0, 0] == 10.0
+
+
+def test_the_biological_assembly(pdb):
+    atoms = read_atoms(pdb, assembly="1")
+    assert len(atoms) == 8
+    assert len(set(atoms.chain.tolist())) == 2
+    x, y, z = atoms.position_A[:4].unbind(-1)
+    torch.testing.assert_close(atoms.position_A[4:], torch.stack((5 - x, -y, z), -1))
+
+
+def test_models_that_cannot_be_read(pdb, tmp_path):
+    with pytest.raises(BadFile, match=r"model 3 asked for, but it has 2"):
+        read_atoms(pdb, model=3)
+    with pytest.raises(BadFile, match=r"no assembly '2' \(found: 1\)"):
+        read_atoms(pdb, assembly="2")
+    for name, content, message in (
+        ("a.bcif", b"", "BinaryCIF"),
+        ("a.xyz", b"", "not the name of a model"),
+        ("a.cif", b"hello", "not a readable model"),
+        ("a.pdb", b"", "no model|no atoms"),
+        ("b.pdb", b"HELLO\n", "no model|no atoms"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadFile, match=message):
+            read_atoms(tmp_path / name)
+    with pytest.raises(BadFile, match=r"cannot be read"):
+        read_atoms(tmp_path / "none.pdb")
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("entry", ["1aki", "1dix", "1l2y"])
+def test_pdb_and_mmcif_agree(data_dir, entry):
+    """The same entry from both formats; its BinaryCIF is refused with the remedy."""
+    folder = data_dir / "structures" / "format_triplets"
+    a, b = (
+        read_atoms(folder / f"{entry}.pdb.gz", waters="keep"),
+        read_atoms(folder / f"{entry}.cif.gz", waters="keep"),
+    )
+    assert len(a) == len(b)
+
+    def rows(atoms):
+        key = torch.cat([atoms.position_A, atoms.atomic_number[:, None], atoms.b_factor_A2[:, None]], 1)
+        return key[np.lexsort(key.T.numpy())]
+
+    torch.testing.assert_close(rows(a), rows(b), rtol=0, atol=1e-4)
+    with pytest.raises(BadFile, match=r"BinaryCIF"):
+        read_atoms(folder / f"{entry}.bcif.gz")
+
+
+@pytest.mark.data
+def test_large_real_models(data_dir):
+    """A ribosome, and a ferritin subunit that its assembly makes a 24-mer."""
+    assert len(read_atoms(data_dir / "structures" / "complexes" / "4v5a_copy1.cif.gz")) > 140_000
+    ferritin = data_dir / "structures" / "proteins" / "4oyn.pdb.gz"
+    assert len(read_atoms(ferritin, assembly="1")) == 24 * len(read_atoms(ferritin))
