@@ -9,7 +9,7 @@ from cryorbit.data import CTF, MemoryImages, ParticleStack, Pose
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.jobs import particle_file
 from cryorbit.io.mrc import StackWriter
-from cryorbit.io.notices import PixelSizeWarning
+from cryorbit.io.notices import OddBoxWarning, PixelSizeWarning
 from cryorbit.io.particles import (
     duplicate_images,
     header_disagreements,
@@ -218,6 +218,24 @@ def test_metadata_without_images(star, project, tmp_path):
     again = read_particles(tmp_path / "b.cs", images="absent")
     torch.testing.assert_close(again.pose.rotation, stack.pose.rotation, rtol=0, atol=1e-5)
     assert header_disagreements(stack) == []
+    assert torch.equal(read_particles(star, images="if found").images[:], read_particles(star).images[:])
+    assert torch.equal(read_particles(away, images="if found").pose.rotation, stack.pose.rotation)
+
+
+def test_odd_boxes_cannot_go_to_relion(tmp_path):
+    """They are written, and it is said."""
+    _stack(tmp_path / "a.mrcs", box=7)
+    stack = read_particles(tmp_path / "a.mrcs", pixel_size_A=2.0)
+    with pytest.warns(OddBoxWarning, match=r"7 pixels, and RELION refuses"):
+        write_particles(tmp_path / "a.star", stack)
+    assert read_particles(tmp_path / "a.star").box == 7
+
+
+def test_zstandard_is_read_or_its_remedy_named(tmp_path):
+    """The one compression that Python did not always know."""
+    (tmp_path / "a.mrcs.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(100))
+    with pytest.raises(BadFile, match=r"pip install zstandard|broken|cannot be unpacked"):
+        read_particles(tmp_path / "a.mrcs.zst", pixel_size_A=2.0)
 
 
 def test_a_hundred_thousand_rows(tmp_path):

@@ -18,7 +18,7 @@ from cryorbit.data.pose import Pose
 from cryorbit.errors import BadFile
 from cryorbit.geometry.conventions import cryosparc_rotvec_to_matrix
 from cryorbit.io.cs_file import join_on_uid, passthrough_files, read_cs, to_tables
-from cryorbit.io.locate import StackLocator
+from cryorbit.io.locate import Images, MissingStack, StackLocator
 from cryorbit.io.mrc_stack import MrcImages
 from cryorbit.io.notices import PixelSizeWarning, ShiftUnitWarning, UnusedAberrationWarning
 from cryorbit.io.sources import AbsentImages, with_sign
@@ -46,7 +46,7 @@ def read_cryosparc(
     passthrough: Sequence[str | os.PathLike[str]] | Literal["auto"] = "auto",
     data_dir: str | os.PathLike[str] | None = None,
     pixel_size_A: float | None = None,
-    images: Literal["present", "absent"] = "present",
+    images: Images = "present",
 ) -> ParticleStack:
     """Read a cryoSPARC particles file, joined with its passthrough files on `uid`.
 
@@ -149,7 +149,7 @@ def _images(
     array: np.ndarray,
     path: str | os.PathLike[str],
     data_dir: str | os.PathLike[str] | None,
-    images: Literal["present", "absent"],
+    images: Images,
 ) -> ImageSource:
     box = None
     if _has(array, "blob/shape"):
@@ -168,9 +168,15 @@ def _images(
         (n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else str(n)).lstrip(">") for n in names
     ]
     section = array["blob/idx"].astype(np.int64)
+    absent = with_sign(AbsentImages(str(path), box, tuple(texts), file_index, section), sign)
     if images == "absent":
-        return with_sign(AbsentImages(str(path), box, tuple(texts), file_index, section), sign)
-    paths = StackLocator(path, data_dir=data_dir).find_all(texts, first_rows)
+        return absent
+    try:
+        paths = StackLocator(path, data_dir=data_dir).find_all(texts, first_rows)
+    except MissingStack:
+        if images == "if found":
+            return absent
+        raise
     source = MrcImages(paths, file_index=file_index, section=section, table=str(path))
     if box is not None and source.box != box:
         raise BadFile(

@@ -166,8 +166,7 @@ def from_tables(tables: dict[str, pd.DataFrame]) -> np.ndarray:
 
 
 def _described(array: np.ndarray, names: Iterable[str] | None = None) -> list[tuple]:
-    fields = array.dtype.fields or {}
-    return [(n, fields[n][0]) for n in (names if names is not None else array.dtype.names or ())]
+    return [(n, array.dtype[n]) for n in (names if names is not None else array.dtype.names or ())]
 
 
 def _shared_texts(values: np.ndarray) -> np.ndarray:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from cryorbit.errors import BadFile
+
+Images = Literal["present", "absent", "if found"]
+"""Whether the stacks must be there, are not looked for, or are opened if all of them are found."""
+
+
+class MissingStack(BadFile):
+    """A particle file names a stack that is nowhere to be found."""
 
 
 class StackLocator:
@@ -44,8 +52,10 @@ class StackLocator:
 
         Raises
         ------
+        MissingStack
+            If a stack is not found.
         BadFile
-            If a stack is missing, or two names in different folders come to one file.
+            If two names in different folders come to one file.
         """
         found = [self.find(name) for name in names]
         missing = [i for i, path in enumerate(found) if path is None]
@@ -53,7 +63,7 @@ class StackLocator:
             i = missing[0]
             more = f" (and {len(missing) - 1} more stacks)" if len(missing) > 1 else ""
             places = ", ".join(str(p) for p in [self.data_dir, *self.folders[:2]] if p is not None)
-            raise BadFile(
+            raise MissingStack(
                 f"{self.listed_in}: row {int(first_rows[i]) + 1} names the stack {names[i]}, which was not "
                 f"found{more}; "
                 f"looked in {places} and the folders above. Give the folder that holds it (data_dir)."

@@ -21,6 +21,10 @@ class PixelSizeWarning(ParticleFileWarning):
     """A pixel size was taken from a stack header, or an explicit one overrides the file's."""
 
 
+class OddBoxWarning(ParticleFileWarning):
+    """RELION refuses images with an odd number of pixels."""
+
+
 class ContrastSignWarning(ParticleFileWarning):
     """The stored images are dark on light and the file written cannot say so in a way other programs read."""
 

@@ -20,8 +20,10 @@ from cryorbit.io.cryosparc_write import write_cryosparc
 from cryorbit.io.findings import Finding, duplicate_images, header_disagreements
 from cryorbit.io.image_lists import ShiftUnit, read_image_list, with_pickles
 from cryorbit.io.jobs import particle_file
+from cryorbit.io.locate import Images
 from cryorbit.io.mrc_stack import StackWriter
-from cryorbit.io.relion import Origins, read_relion
+from cryorbit.io.relion import read_relion
+from cryorbit.io.relion_fields import Origins
 from cryorbit.io.relion_write import ImagePaths, write_relion
 
 __all__ = [
@@ -49,7 +51,7 @@ def read_particles(
     shifts: ShiftUnit = "auto",
     pixel_size_A: float | None = None,
     passthrough: Sequence[str | os.PathLike[str]] | Literal["auto"] = "auto",
-    images: Literal["present", "absent"] = "present",
+    images: Images = "present",
 ) -> ParticleStack:
     """Read particles: a .star, .cs, .mrcs, .mrc or .txt file, or the folder of a RELION or cryoSPARC job.
 
@@ -73,7 +75,8 @@ def read_particles(
     passthrough
         cryoSPARC files with the slots that the main one lacks; "auto" looks beside it.
     images
-        "absent" reads the metadata without looking for the stacks, for conversion.
+        "absent" reads the metadata without looking for the stacks, "if found" opens them if all are
+        there: for conversion.
 
     Raises
     ------

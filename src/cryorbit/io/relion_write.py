@@ -16,8 +16,8 @@ from cryorbit.data.particles import ParticleStack
 from cryorbit.errors import BadInput
 from cryorbit.geometry.conventions import matrix_to_relion_angles, relion_angles_to_matrix
 from cryorbit.io.locate import StackLocator
-from cryorbit.io.notices import ContrastSignWarning
-from cryorbit.io.relion import ANGLES, CTF_LABELS, MAGNIFICATION, ORIGINS_A, ORIGINS_PX, SIGN
+from cryorbit.io.notices import ContrastSignWarning, OddBoxWarning
+from cryorbit.io.relion_fields import ANGLES, CTF_LABELS, MAGNIFICATION, ORIGINS_A, ORIGINS_PX, SIGN
 from cryorbit.io.relion_table import RelionTables
 from cryorbit.io.sources import AbsentImages, FileImages, on_disk
 from cryorbit.io.star import write_star
@@ -69,6 +69,12 @@ def write_relion(
                 f"{path}: column {label} has shape {column.shape}, but there are {len(stack)} particles."
             )
         tables["particles"][label] = column
+    if stack.box % 2:
+        warnings.warn(
+            f"{path}: the images have {stack.box} pixels, and RELION refuses odd boxes. Crop them for it.",
+            OddBoxWarning,
+            stacklevel=3,
+        )
     write_star(path, tables)
 
 
