@@ -16,14 +16,15 @@ from cryorbit.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PALE, RED, TE
 _STEP_KEYS = frozenset({"step", "steps", "fraction", "seconds", "time", "elapsed", "rate", "eta", "visits"})
 _NAMES = {
     "log_likelihood": "Log-likelihood per image",
+    "log_evidence": "Log-evidence of the best start",
     "resolution_A": "Resolution used (Å)",
     "radius": "Frequency radius used (shells)",
-    "kmax": "Frequency radius used (shells)",
     "confidence": "Mean confidence",
     "entropy": "Mean pose entropy (nats)",
     "pose_change_deg": "Pose change (degrees)",
-    "mse": "Pose error d against truth",
-    "images": "Images per step",
+    "shift_sd_A": "Spread of the shifts (Å)",
+    "starts": "Starts still in the race",
+    "image_visits": "Image visits",
 }
 MAX_METRICS = 6
 
@@ -160,7 +161,7 @@ def _chosen_metrics(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return useful[:MAX_METRICS]
 
 
-def _stages(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, int, int]]:
+def stages_of(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, int, int]]:
     """Runs of rows with the same stage: name, first, one past the last."""
     found: list[tuple[str, int, int]] = []
     for i, row in enumerate(rows):
@@ -169,7 +170,7 @@ def _stages(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, int, int]]:
             found[-1] = (name, found[-1][1], i + 1)
         else:
             found.append((name, i, i + 1))
-    return found
+    return [stage for stage in found if stage[0]]
 
 
 def _time(rows: Sequence[Mapping[str, object]]) -> tuple[list[float], str]:
@@ -183,11 +184,11 @@ def _time(rows: Sequence[Mapping[str, object]]) -> tuple[list[float], str]:
 
 
 def convergence_figures(rows: Sequence[Mapping[str, object]]) -> list[tuple[str, str]]:
-    """(name, address) of a curve per metric, stages shaded behind."""
+    """(name, address) of a curve per metric, the stages shaded and numbered behind."""
     if len(rows) < 2:
         return []
     x, label = _time(rows)
-    stages = [stage for stage in _stages(rows) if stage[0]]
+    stages = stages_of(rows)
     drawn = []
     for key in _chosen_metrics(rows):
         points = [(x[i], _number(row.get(key))) for i, row in enumerate(rows)]
@@ -195,15 +196,15 @@ def convergence_figures(rows: Sequence[Mapping[str, object]]) -> list[tuple[str,
         fig = figure(3.9, 2.35)
         axes = fig.add_subplot()
         span = max(x[-1] - x[0], 1e-9)
-        for place, (name, first, end) in enumerate(stages):
+        for place, (_, first, end) in enumerate(stages):
             left, right = x[first], x[min(end, len(x) - 1)]
             if place % 2 == 0:
                 axes.axvspan(left, right, color=PALE, zorder=0, linewidth=0)
-            if (right - left) / span > 0.02 * len(name):
+            if (right - left) / span > 0.03:
                 axes.text(
                     (left + right) / 2,
                     1.01,
-                    name,
+                    str(place + 1),
                     ha="center",
                     va="bottom",
                     fontsize=8,

@@ -51,6 +51,15 @@ def correlation(a: Float[Tensor, "k h w"], b: Float[Tensor, "k h w"]) -> Float[T
     return (a * b).sum((-1, -2)) / norm
 
 
+def _short(label: str) -> str:
+    """A particle's id without the file it comes from.
+
+    >>> _short("000012@Extract/job003/stack.mrcs")
+    '000012'
+    """
+    return label.split("@")[0][-16:]
+
+
 def examples_figure(examples: ExampleImages, *, pixel_size_A: float) -> str:
     """Particle, the same smoothed for the eye, and reprojection, in columns."""
     k = min(MAX_EXAMPLES, len(examples.images))
@@ -72,7 +81,7 @@ def examples_figure(examples: ExampleImages, *, pixel_size_A: float) -> str:
             if column == 0:
                 axes.set_ylabel(name, fontsize=10)
             if row == 0 and column < len(examples.labels):
-                axes.set_title(examples.labels[column], fontsize=8, fontweight="normal", loc="center")
+                axes.set_title(_short(examples.labels[column]), fontsize=8, fontweight="normal", loc="center")
             if row == 2:
                 axes.set_xlabel(f"correlation {float(agreement[column]):.2f}", fontsize=9)
             if row == 0 and column == 0:

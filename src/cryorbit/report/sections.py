@@ -202,15 +202,20 @@ def convergence_section(data: ReportData) -> Section | None:
     captions = {
         "Log-likelihood per image": "Should rise and level off within a stage; it may jump where a stage "
         "adds detail.",
+        "Log-evidence of the best start": "Compared at equal detail, it decides between the random starts.",
+        "Frequency radius used (shells)": "Detail is let in as the map can support it.",
+        "Spread of the shifts (Å)": "Should settle at how far the particles are off centre.",
+        "Starts still in the race": "Starts that fall behind are dropped.",
+        "Image visits": "Images compared so far: the work done, whatever the machine.",
         "Mean confidence": "Should end well above where it began.",
         "Mean pose entropy (nats)": "Should fall as the map gains detail.",
         "Pose change (degrees)": "Should fall towards zero in the last stage.",
     }
-    pictures = tuple(
-        Picture(name, captions.get(name, "Shaded bands are the stages of the run."), (address,))
-        for name, address in drawn
-    )
+    pictures = tuple(Picture(name, captions.get(name, ""), (address,)) for name, address in drawn)
     lead = "A run that has settled shows flat ends; one that was still moving would gain from more steps."
+    stages = [f"{i + 1} {name}" for i, (name, _, _) in enumerate(figures_curves.stages_of(data.metrics))]
+    if stages:
+        lead += " Stages, shaded in turn: " + ", ".join(stages) + "."
     return Section("convergence", "Convergence", lead, (Row(pictures, "three"),))
 
 
@@ -283,8 +288,11 @@ _EVALUATION_WORDS = {
     "view_error_deg_median": "Median error of the viewing direction (degrees)",
     "in_plane_error_deg_median": "Median in-plane error (degrees)",
     "shift_error_A_median": "Median shift error (Å)",
+    "converged": "Converged (pose error below 0.1)",
     "fsc05_truth_A": "Resolution against the truth, FSC 0.5 (Å)",
-    "oracle_fsc05_truth_A": "The same with the true poses: the best possible (Å)",
+    "fsc05_truth_masked_A": "The same with a soft mask (Å)",
+    "oracle_fsc05_truth_A": "With the true poses instead: the best possible (Å)",
+    "oracle_fsc05_truth_masked_A": "With the true poses and a soft mask (Å)",
     "fsc0143_half_A": "Half-map resolution, FSC 0.143 (Å)",
     "seconds": "Wall time (s)",
     "image_visits": "Image visits",

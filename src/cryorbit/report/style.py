@@ -129,7 +129,7 @@ def round_length_A(edge_A: float) -> float:
     """About a quarter of an edge, as 1, 2 or 5 times a power of ten.
 
     >>> round_length_A(384.0)
-    100.0
+    50.0
     """
     target = edge_A / 4.0
     power = 10.0 ** np.floor(np.log10(target))
