@@ -114,7 +114,8 @@ def flat_fields(kind: type) -> dict[str, Any]:
     types_of = hints(kind)
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType]
         hint = types_of[field.name]
-        more = flat_fields(hint) if dataclasses.is_dataclass(hint) else {field.name: hint}
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        more = flat_fields(hint) if nested else {field.name: hint}
         twice = found.keys() & more.keys()
         if twice:
             raise TypeError(f"{kind.__name__}: two settings are named {', '.join(sorted(twice))}")

@@ -98,13 +98,17 @@ class Teller:
         Where to; stderr unless given. A terminal gets a bar, anything else plain lines.
     interval_s
         Least time between two plain lines of one stage.
+    resumed
+        True if the first record continues a run: then only what comes after it tells the speed.
     """
 
-    def __init__(self, *, stream: Stream | None = None, interval_s: float = PLAIN_INTERVAL_S) -> None:
+    def __init__(
+        self, *, stream: Stream | None = None, interval_s: float = PLAIN_INTERVAL_S, resumed: bool = False
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._interval = interval_s
         self._start = time.monotonic()
-        self._start_fraction: float | None = None
+        self._start_fraction = None if resumed else 0.0
         self._last = -math.inf
         self._stage = ""
         self._stage_start = (self._start, 0)
@@ -125,7 +129,6 @@ class Teller:
         """Show one record."""
         now = time.monotonic()
         if self._start_fraction is None:
-            # A resumed run starts in the middle: only what this process did says how fast it is.
             self._start_fraction = progress.fraction
         if progress.stage != self._stage:
             self._stage, self._stage_start = progress.stage, (now, progress.step)

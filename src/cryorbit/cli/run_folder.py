@@ -117,7 +117,7 @@ class RunFolder:
             With 143 after SIGTERM, 130 after Ctrl-C; a run with checkpoints can be resumed.
         """
         saved = time.monotonic()
-        with StopRequest() as stop, Teller() as teller:
+        with StopRequest() as stop, Teller(resumed=self.state is not None) as teller:
             for progress in records:
                 self.metrics.append(progress, seconds=self.seconds)
                 teller.tell(progress)
