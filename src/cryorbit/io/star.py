@@ -148,7 +148,7 @@ def _numbers(values: list[str]) -> np.ndarray | None:
     """int64 where every value is an integer as a program would print it ("007" is a name), else float64,
     else None.
     """
-    if any("_" in v for v in values):  # Python takes 1_000 for a number
+    if "_" in "".join(values):  # Python takes 1_000 for a number
         return None
     try:
         whole = np.fromiter(map(int, values), np.int64, len(values))
