@@ -1,11 +1,11 @@
 """Reconstruction with known poses: every image is added into Fourier space, then divided by its weights.
 
-Numerator and denominator live on the lattice of `project`: the transform of a map padded to twice its edge. With
-transfer h (CTF, odd aberrations, shift), noise power s2 and image transform F:
+Numerator and denominator live on the lattice of `project`: the transform of a map padded to twice its edge.
+With transfer h (CTF, odd aberrations, shift), noise power s2 and image transform F:
 
-    numerator   = sum conj(h) F / s2        denominator = sum |h|^2 / s2        V^ = numerator / (denominator + prior)
+    numerator = sum conj(h) F / s2,   denominator = sum |h|^2 / s2,   V^ = numerator / (denominator + prior)
 
-which is the Wiener estimate where neighbouring lattice points agree (Penczek 2010; Scheres 2012 for the prior).
+which is the Wiener estimate where neighbouring lattice points agree (Penczek 2010; the prior: Scheres 2012).
 """
 
 from __future__ import annotations
@@ -19,15 +19,10 @@ from torch import Tensor
 from cryorbit.data import CTF, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.physics.formation import plane_matrix, transfer_of
+from cryorbit.physics.interpolation import gather
+from cryorbit.physics.lattice import HalfPlane, add_points, complete_plane, half_plane
 from cryorbit.physics.noise import spread_shells
-from cryorbit.physics.project import (
-    HalfPlane,
-    add_points,
-    complete_plane,
-    finish,
-    half_plane,
-    transforms_of,
-)
+from cryorbit.physics.project import finish, transforms_of
 
 REDUNDANCY = 8
 """Lattice points per independent coefficient of the map: twice the edge in three dimensions."""
@@ -101,8 +96,8 @@ class Backprojector:
         """
         if images.shape[-2:] != (self.box, self.box) or images.shape[0] != len(pose):
             raise BadInput(
-                f"Backprojector.insert: wanted ({len(pose)}, {self.box}, {self.box}) images for {len(pose)} poses, "
-                f"got {tuple(images.shape)}."
+                f"Backprojector.insert: wanted ({len(pose)}, {self.box}, {self.box}) images for "
+                f"{len(pose)} poses, got {tuple(images.shape)}."
             )
         points = half_plane(
             self.box,
@@ -127,7 +122,7 @@ class Backprojector:
     def _share(
         self, points: HalfPlane, noise_power: Tensor | float, weight: Tensor | None
     ) -> Float[Tensor, "n m"]:
-        """1 / noise power at each point, times the weight of each image; half where a point stands with its mate."""
+        """1 / noise power at each point times each image's weight; half where a mate stands too."""
         share = torch.where(points.kx == 0, 0.5, 1.0).to(self.denominator)[None]
         if isinstance(noise_power, Tensor):
             if noise_power.shape != (self.box // 2 + 1,) or bool((noise_power <= 0).any()):
@@ -141,7 +136,7 @@ class Backprojector:
         return share if weight is None else share * weight.to(share)[:, None]
 
     def symmetrise(self, group: Float[Tensor, "g 3 3"]) -> Backprojector:
-        """Sums as if every image had been added once per rotation of the group, by trilinear reading of the sums.
+        """Sums as if every image had been added once per rotation, by trilinear reading of the sums.
 
         Cheaper than `insert(group=...)` for many images, and slightly smoother.
         """
@@ -153,8 +148,6 @@ class Backprojector:
         points = torch.stack((x[inside], y[inside], z[inside]), dim=1)
         sums = self._completed()
         numerator, denominator = torch.zeros_like(sums.numerator), torch.zeros_like(sums.denominator)
-        from cryorbit.physics.interpolation import gather
-
         total = torch.zeros(points.shape[0], dtype=numerator.dtype, device=axis.device)
         count = torch.zeros_like(total)
         for g in group.to(points):
@@ -189,7 +182,8 @@ class Backprojector:
         prior_power
             Expected |V^|^2 of the map per shell (box // 2 + 1 values); None for a flat prior.
         floor
-            The denominator is kept above this part of its shell mean, so that directions no image saw stay near zero.
+            The denominator is kept above this part of its shell mean, so that directions no image saw stay
+            near zero.
         """
         sums = self._completed()
         mean = _shell_mean_3d(sums.denominator, self.box)
@@ -197,7 +191,8 @@ class Backprojector:
         if prior_power is not None:
             if prior_power.shape != mean.shape:
                 raise BadInput(
-                    f"Backprojector.solve: wanted {mean.shape[0]} prior powers, got {tuple(prior_power.shape)}."
+                    f"Backprojector.solve: wanted {mean.shape[0]} prior powers, "
+                    f"got {tuple(prior_power.shape)}."
                 )
             extra = extra + 1 / (REDUNDANCY * prior_power.to(mean)).clamp_min(1e-30)
         total = sums.denominator + _spread_shells_3d(extra, self.box)
@@ -216,9 +211,10 @@ class Backprojector:
 def prior_power_from_fsc(
     correlation: Float[Tensor, "shells"], information: Float[Tensor, "shells"]
 ) -> Float[Tensor, "shells"]:
-    """Power of the signal per shell from the correlation of two halves and the information of one (Scheres 2012).
+    """Power of the signal per shell from the correlation of two halves and the information of one.
 
-    SNR = c / (1 - c); prior power = SNR / information. Correlations are kept within [0.001, 0.999].
+    SNR = c / (1 - c); prior power = SNR / information (Scheres 2012). Correlations are kept within 0.001 of 0
+    and 1.
     """
     c = correlation.clamp(0.001, 0.999).to(information)
     return c / (1 - c) / information.clamp_min(1e-30)
@@ -232,7 +228,7 @@ def _lattice_radius(box: int, like: Tensor) -> Float[Tensor, "p p h"]:
 
 
 def _shell_mean_3d(values: Tensor, box: int) -> Float[Tensor, "shells"]:
-    """Mean over the shells of the map (two lattice units each); both halves of the plane x = 0 count as one."""
+    """Mean over the shells of the map, two lattice units each."""
     shell = (_lattice_radius(box, values) / 2).round().long().clamp_max(box // 2).reshape(-1)
     inside = (_lattice_radius(box, values) <= box - 1).reshape(-1)
     total = values.new_zeros(box // 2 + 1).index_add_(0, shell[inside], values.reshape(-1)[inside])

@@ -51,16 +51,18 @@ def contrast_sign(
     pixel_size_A: float,
     radius_A: float | None = None,
 ) -> ContrastVerdict:
-    """Sign of the contrast, from whether the middle of the phase-corrected images is lighter than their surroundings.
+    """Sign of the contrast: whether the middle of the phase-corrected images is lighter than the rest.
 
-    Each image is multiplied by its (positive-sign) CTF, which gives every frequency the sign of the potential, and
-    correlated with a centred Gaussian without mean. The mean over images divided by its standard error is the
-    evidence. Without a CTF only frequencies below the first zero speak, which the Gaussian mostly passes.
+    Each image is multiplied by its (positive-sign) CTF, which gives every frequency the sign of the
+    potential, and correlated with a centred Gaussian without mean. The mean over images divided by its
+    standard error is the evidence. Without a CTF only frequencies below the first zero speak, which the
+    Gaussian mostly passes.
 
     Parameters
     ----------
     radius_A
-        Radius of the particle; a quarter of the box where not known. A guess within a factor of two is enough.
+        Radius of the particle; a quarter of the box where not known. A guess within a factor of two is
+        enough.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def contrast_sign(
 
 
 def _template(box: int, radius_px: float, like: Tensor) -> Tensor:
-    """Transform of a centred Gaussian as wide as the particle, scaled by |k|^(1/2) against slow gradients, no mean."""
+    """Transform of a centred Gaussian as wide as the particle, times |k|^(1/2) against slow gradients."""
     kx = torch.arange(box // 2 + 1, device=like.device, dtype=like.dtype) / box
     ky = torch.fft.fftfreq(box, device=like.device, dtype=like.dtype)
     k = torch.hypot(kx, ky[:, None])

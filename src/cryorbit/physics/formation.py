@@ -17,8 +17,8 @@ def form_images(
 ) -> Float[Tensor, "n box box"]:
     """Noise-free images: I^(k) = CTF(k) exp(i phi_odd(k)) exp(-2 pi i k . shift) V^(A^T k).
 
-    CTF and shift act on the box of the image, so both wrap around its edges. Differentiable in the map, the rotations
-    and the shifts.
+    CTF and shift act on the box of the image, so both wrap around its edges. Differentiable in the map, the
+    rotations and the shifts.
     """
     prepared = prepare(volume) if isinstance(volume, Volume) else volume
     return images_of(formed_transforms(prepared, pose, ctf, mode=mode), prepared.box)
@@ -36,7 +36,7 @@ def formed_transforms(
 
 
 def plane_matrix(rotation: Float[Tensor, "n 3 3"], ctf: CTF | None) -> Float[Tensor, "n 3 3"]:
-    """The matrix B with slice points B^T (kx, ky, 0): the rotation, or M^T A where the CTF has a magnification M."""
+    """B with slice points B^T (kx, ky, 0): the rotation A, or M^T A where the CTF has a magnification M."""
     if ctf is None or ctf.magnification is None:
         return rotation
     m = torch.eye(3, dtype=rotation.dtype, device=rotation.device).repeat(rotation.shape[0], 1, 1)

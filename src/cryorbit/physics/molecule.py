@@ -88,13 +88,14 @@ class _Residue(NamedTuple):
 
 
 def synthetic_complex(*, generator: torch.Generator) -> Atoms:
-    """An asymmetric, chiral complex of about 500 kDa and 200 angstrom: six lobes packed with ideal alpha helices.
+    """An asymmetric, chiral complex of about 500 kDa and 200 angstrom: lobes packed with ideal helices.
 
-    The lobes are ellipsoids of different size around a core, placed so that no rotation or mirror maps the outline onto
-    itself; helices (phi -57.8, psi -47 degrees, placed atom by atom from bond lengths, angles and torsions) stand on
-    a hexagonal lattice of 10 angstrom with its own direction in each lobe, which is the density of protein. Some
-    cavities give it features at 15-20 angstrom. Side chains of neighbouring helices may overlap: it is a density to
-    image, not a structure to refine. The generator decides everything that is not fixed here.
+    The six lobes are ellipsoids of different size, placed so that no rotation or mirror maps the
+    outline onto itself; helices (phi -57.8, psi -47 degrees, placed atom by atom from bond lengths, angles
+    and torsions) stand on a hexagonal lattice of 10 angstrom with its own direction in each lobe, which is
+    the density of protein. Some cavities give it features at 15-20 angstrom. Side chains of neighbouring
+    helices may overlap: it is a density to image, not a structure to refine. The generator decides everything
+    that is not fixed here.
     """
     domains = _domains(generator)
     cavities = _cavities(domains, generator)

@@ -60,8 +60,8 @@ def noise_spectrum(
 ) -> NoiseSpectrum:
     """Noise power per shell from the pixels outside a circle, so that the particle does not count.
 
-    The masked image's power, divided by the mask's mean square, estimates the spectrum blurred by the mask's transform.
-    The mean outside the circle is taken away first; the lowest shells are therefore a little low.
+    The masked image's power, divided by the mask's mean square, estimates the spectrum blurred by the mask's
+    transform. The mean outside the circle is taken away first; the lowest shells are therefore a little low.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def spread_shells(shells: Float[Tensor, "*n shells"], box: int) -> Float[Tensor,
 
 
 def shell_means(plane: Float[Tensor, "*n box half"], box: int) -> Float[Tensor, "*n shells"]:
-    """Mean over each shell of a half plane; every coefficient counts as often as it stands in the whole plane."""
+    """Mean over each shell; every coefficient counts as often as it stands in the whole plane."""
     shell = _radius(box, plane).round().long().clamp_max(box // 2).reshape(-1)
     weight = half_plane_multiplicity(box, plane).expand(box, -1).reshape(-1)
     total = plane.new_zeros((*plane.shape[:-2], box // 2 + 1))

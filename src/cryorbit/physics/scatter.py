@@ -1,4 +1,4 @@
-"""From atoms to a density map: the electrostatic potential of isolated atoms, limited to the map's own band."""
+"""From atoms to a density map: the potential of isolated atoms, limited to the map's own band."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def atoms_to_density(
 ) -> Volume:
     """The potential of `atoms` in volts on a grid of `box` voxels, every atom with the same B-factor.
 
-    V^(k) = 47.878 sum_j occupancy_j f_j(k) exp(-B k^2 / 4) exp(-2 pi i k x_j) for all k inside the band, f_j the five
-    Gaussians of International Tables C, table 4.3.2.2, for electrons. The sum is made by a non-uniform FFT (spreading
-    on a grid of twice the density with the kernel of Barnett, Magland and Klinteberg 2019, relative error about 1e-5),
-    so nothing beyond Nyquist folds back. The B-factors that stand with the atoms are not used.
+    V^(k) = 47.878 sum_j occupancy_j f_j(k) exp(-B k^2 / 4) exp(-2 pi i k x_j) for all k inside the band, f_j
+    the five Gaussians of International Tables C, table 4.3.2.2, for electrons. The sum is made by a
+    non-uniform FFT (spreading on a grid of twice the density with the kernel of Barnett, Magland and
+    Klinteberg 2019, relative error about 1e-5), so nothing beyond Nyquist folds back. The B-factors that
+    stand with the atoms are not used.
 
     Parameters
     ----------
@@ -78,12 +79,11 @@ def scattering_factor_A(atomic_number: int, k2_per_A2: Float[Tensor, "*grid"]) -
     >>> scattering_factor_A(6, torch.zeros(1, dtype=torch.float64)).item()  # doctest: +ELLIPSIS
     2.508...
     """
-    element = gemmi.Element(int(atomic_number))
-    if element.c4322 is None or not any(element.c4322.get_coefs()):
+    if not 1 <= atomic_number <= 98:
         raise BadInput(
             f"No electron scattering factor for atomic number {atomic_number}. Remove those atoms."
         )
-    coefficients = element.c4322.get_coefs()
+    coefficients = gemmi.Element(atomic_number).c4322.get_coefs()
     total = torch.zeros_like(k2_per_A2)
     for a, b in zip(coefficients[:5], coefficients[5:], strict=True):
         total += a * torch.exp(-0.25 * b * k2_per_A2)

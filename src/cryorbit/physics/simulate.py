@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cryorbit.data import CTF, Atoms, ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
+from cryorbit.geometry.rotations import random_rotations
 from cryorbit.physics.formation import form_images
 from cryorbit.physics.noise import spread_shells
 from cryorbit.physics.project import FourierVolume, prepare
@@ -32,8 +33,8 @@ class SimulationSettings:
     pixel_size_A: float = 4.0
     """Pixel size, angstrom."""
     snr: float = 0.1
-    """Variance of the CTF-filtered, shifted signal over the whole box (mean of the data set) divided by the noise
-    variance. `inf` for none."""
+    """Variance of the CTF-filtered, shifted signal over the whole box (mean of the data set) divided by the
+    noise variance. `inf` for none."""
     shift_sd_A: float = 10.0
     """Standard deviation of the shifts per axis, angstrom."""
     defocus_um: tuple[float, float] = (1.0, 3.0)
@@ -84,7 +85,7 @@ class SimulationSettings:
 
 @dataclass(frozen=True, eq=False)
 class SimulatedImages:
-    """An `ImageSource` that makes its images when asked; image i is the same however it is asked for.
+    """An `ImageSource` that makes its images when asked; image i, noise included, does not depend on how.
 
     Parameters
     ----------
@@ -179,14 +180,15 @@ def simulate(
     Parameters
     ----------
     model
-        Atoms (turned into a potential with `settings.b_factor_A2`) or a map (resampled to the box and pixel size).
+        Atoms (turned into a potential with `settings.b_factor_A2`) or a map (resampled to the box and pixel
+        size).
     ctf_table
         Rows to draw from, without repeats while they last; otherwise the settings' ranges are used.
 
     Notes
     -----
-    The noise variance is the mean signal variance of up to 1,000 images, evenly spread over the stack, divided by the
-    SNR: exact for stacks that small, else within a fraction of a percent.
+    The noise variance is the mean signal variance of up to 1,000 images, evenly spread over the stack,
+    divided by the SNR: exact for stacks that small, else within a fraction of a percent.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     n = settings.n_particles
@@ -224,8 +226,8 @@ def simulate(
 def resample_volume(volume: Volume, *, box: int, pixel_size_A: float) -> Volume:
     """A map on another grid with the same origin and grey values, band-limited to the coarser of the two.
 
-    Each axis is multiplied by the matrix of its trigonometric interpolation; what the new box holds beyond the old one is
-    zero.
+    Each axis is multiplied by the matrix of its trigonometric interpolation; what the new box holds beyond
+    the old one is zero.
     """
     n, old = volume.box, volume.pixel_size_A
     values = volume.values.to(torch.float64)
@@ -235,9 +237,8 @@ def resample_volume(volume: Volume, *, box: int, pixel_size_A: float) -> Volume:
     k = k[k.abs() * 2 * pixel_size_A < n * old] if pixel_size_A > old else k[k.abs() * 2 < n]
     matrix = torch.cos((2 * torch.pi / n) * k * (x[:, None, None] - j[:, None])).sum(-1) / n
     matrix[(x < -(n // 2) - 0.5) | (x > n - n // 2 - 0.5)] = 0
-    for axis in range(3):
-        values = torch.tensordot(values, matrix, dims=([0], [1]))
-        del axis
+    for _ in range(3):
+        values = torch.einsum("zyx,nz->yxn", values, matrix)
     return replace(volume, values=values.to(volume.values.dtype), pixel_size_A=pixel_size_A)
 
 
@@ -255,16 +256,9 @@ def _volume_of(model: Atoms | Volume, settings: SimulationSettings) -> Volume:
 
 def _rotations(settings: SimulationSettings, generator: torch.Generator) -> Tensor:
     """Uniform rotations, or with viewing directions (third rows) stretched along the particle's z axis."""
-    q = torch.randn(settings.n_particles, 4, generator=generator, dtype=torch.float64)
-    w, x, y, z = (q / q.norm(dim=1, keepdim=True)).unbind(1)
-    rows = [
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    ]
-    rotation = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)
+    rotation = random_rotations(settings.n_particles, generator=generator, dtype=torch.float64)
     if settings.orientations == "preferred":
-        # A direction drawn uniformly, stretched fourfold along z: density on the sphere ~ (1 - 15/16 cos^2)^(-3/2).
+        # Uniform directions stretched fourfold along z: density on the sphere ~ (1 - 15/16 cos^2)^(-3/2).
         view = torch.nn.functional.normalize(rotation[:, 2] * rotation.new_tensor([1.0, 1.0, 4.0]), dim=1)
         first = torch.nn.functional.normalize(torch.linalg.cross(rotation[:, 1], view), dim=1)
         rotation = torch.stack((first, torch.linalg.cross(view, first), view), dim=1)
@@ -272,7 +266,7 @@ def _rotations(settings: SimulationSettings, generator: torch.Generator) -> Tens
 
 
 def _ctf_from_ranges(settings: SimulationSettings, micrograph: Tensor, generator: torch.Generator) -> CTF:
-    """One defocus per micrograph, particles within a few hundred angstrom of it (they lie at different heights)."""
+    """One defocus per micrograph, particles at heights of a few hundred angstrom around it."""
     n, m = settings.n_particles, int(micrograph[-1]) + 1
     low, high = (1e4 * v for v in settings.defocus_um)
     mean = low + (high - low) * torch.rand(m, generator=generator)

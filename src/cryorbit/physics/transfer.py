@@ -20,19 +20,20 @@ def electron_wavelength_A(voltage_kV: Float[Tensor, "*n"]) -> Float[Tensor, "*n"
 
     lambda = 12.2643247 / sqrt(V (1 + 0.978466e-6 V)) with V in volts (Reimer and Kohl 2008, eq. 2.1).
 
-    >>> round(electron_wavelength_A(torch.tensor(300.0, dtype=torch.float64)).item(), 6)
-    0.019687
+    >>> round(electron_wavelength_A(torch.tensor(300.0, dtype=torch.float64)).item(), 5)
+    0.01969
     """
     volts = voltage_kV * 1e3
     return 12.2643247 / torch.sqrt(volts * (1 + 0.978466e-6 * volts))
 
 
 def ctf_phase(ctf: CTF, frequency_per_A: Float[Tensor, "*grid 2"]) -> Float[Tensor, "n *grid"]:
-    """chi of each particle at each frequency, radians: CTF = scale sin(chi) exp(-B s^2 / 4).
+    """Phase chi of each particle at each frequency, radians: CTF = scale sin(chi) exp(-B s^2 / 4).
 
-    chi = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + phase shift + asin(w), dz = (U + V + (U - V) cos 2(alpha - alpha0))
-    / 2 (Mindell and Grigorieff 2003). Even Zernike terms follow RELION, whose phase is -chi: they are subtracted, so that a
-    positive term acts like a larger Cs. A magnification matrix M moves each frequency k to M k first.
+    chi = pi lambda dz s^2 - pi/2 Cs lambda^3 s^4 + phase shift + asin(w),
+    dz = (U + V + (U - V) cos 2(alpha - alpha0)) / 2 (Mindell and Grigorieff 2003). Even Zernike terms follow
+    RELION, whose phase is -chi: they are subtracted, so that a positive term acts like a larger Cs.
+    A magnification matrix M moves each frequency k to M k first.
 
     Parameters
     ----------
@@ -88,8 +89,9 @@ def ctf_image(
 def odd_phase(ctf: CTF, frequency_per_A: Float[Tensor, "*grid 2"]) -> Complex[Tensor, "n *grid"] | None:
     """exp(i phi) of the odd aberrations (beam tilt and odd Zernike terms), or None where the CTF has none.
 
-    The forward model multiplies by it, observed data are multiplied by its conjugate. Beam tilt t (mrad) enters the
-    RELION list through q = -(2e4 pi Cs lambda^2 / 3) t, Cs in mm: 2q on the linear terms, q on the coma terms.
+    The forward model multiplies by it, observed data are multiplied by its conjugate. Beam tilt t (mrad)
+    enters the RELION list through q = -(2e4 pi Cs lambda^2 / 3) t, Cs in mm: 2q on the linear terms, q on the
+    coma terms.
     """
     if ctf.beam_tilt_mrad is None and ctf.odd_zernike is None:
         return None
@@ -121,7 +123,7 @@ def half_plane_frequency_per_A(
 
 
 def _magnified(ctf: CTF, frequency_per_A: Tensor) -> tuple[Tensor, Tensor]:
-    """(kx, ky) of each particle after its magnification matrix; without a particle axis of size > 1 where it has none."""
+    """(kx, ky) of each particle after its magnification matrix; a leading axis of 1 where it has none."""
     kx, ky = frequency_per_A[None, ..., 0], frequency_per_A[None, ..., 1]
     if ctf.magnification is None:
         return kx, ky
@@ -130,8 +132,9 @@ def _magnified(ctf: CTF, frequency_per_A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _zernike_sum(coefficients: Tensor, kx: Tensor, ky: Tensor, *, parity: int) -> Tensor:
-    """Sum of c_i Z_i(kx, ky) over RELION's list: orders n = parity, parity + 2, ..., each with m = -n, -n + 2, ..., n.
+    """Sum of c_i Z_i(kx, ky) over RELION's list.
 
+    Orders n = parity, parity + 2, ..., each with m = -n, -n + 2, ..., n; cosines for m >= 0, sines below.
     The radius is the frequency in 1/angstrom itself, not a fraction of an aperture.
     """
     if not torch.is_floating_point(coefficients):
