@@ -129,7 +129,7 @@ def test_pixel_origins_beside_an_optics_table(star, particles, optics, write_sta
     particles["rlnOriginX"] = particles.pop("rlnOriginXAngst")
     particles["rlnOriginY"] = particles.pop("rlnOriginYAngst")
     star.write_text(write_star_text(optics=optics, particles=particles))
-    with pytest.warns(PixelOriginsWarning, match=r"origins 'pixels'"):
+    with pytest.warns(PixelOriginsWarning, match=r"--origins pixels"):
         assert not read_particles(star).pose.shift_A.any()
     assert read_particles(star, origins="pixels").pose.shift_A[0].tolist() == [-3.0, 1.5]
     with pytest.raises(BadFile, match=r"no rlnOriginXAngst"):

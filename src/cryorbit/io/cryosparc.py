@@ -120,7 +120,7 @@ def _finite(array: np.ndarray, field: str, path: str | os.PathLike[str]) -> np.n
 def _pixel_size(array: np.ndarray, path: str | os.PathLike[str], given_A: float | None) -> float:
     if not _has(array, "blob/psize_A"):
         if given_A is None:
-            raise BadFile(f"{path}: no blob/psize_A. State the pixel size.")
+            raise BadFile(f"{path}: no blob/psize_A. State the pixel size (--pixel-size-A).")
         return given_A
     sizes = array["blob/psize_A"]
     # The digits that a float32 stands for: 1.345, not 1.3450000286.
@@ -141,7 +141,9 @@ def _pixel_size(array: np.ndarray, path: str | os.PathLike[str], given_A: float 
             "Bring all particles to one pixel size, or select one group."
         )
     if first <= 0:
-        raise BadFile(f"{path}: blob/psize_A is {first:g} A, not positive. State the pixel size.")
+        raise BadFile(
+            f"{path}: blob/psize_A is {first:g} A, not positive. State the pixel size (--pixel-size-A)."
+        )
     return first
 
 

@@ -117,7 +117,10 @@ def _header_pixel_size(path: str | os.PathLike[str], images: MrcImages) -> float
     sizes = [h.pixel_size_A for h in images.headers]
     if sizes[0] <= 0 or max(sizes) - min(sizes) > 1e-3 * sizes[0]:
         found = ", ".join(f"{s:g}" for s in sorted(set(sizes))[:3])
-        raise BadFile(f"{path}: no single pixel size in the stack headers ({found} A). State the pixel size.")
+        raise BadFile(
+            f"{path}: no single pixel size in the stack headers ({found} A). State the pixel size "
+            "(--pixel-size-A)."
+        )
     warnings.warn(
         f"{path}: pixel size {sizes[0]:g} A is taken from the stack's header, which many programs leave "
         "wrong.",

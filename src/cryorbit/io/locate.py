@@ -66,7 +66,8 @@ class StackLocator:
             raise MissingStack(
                 f"{self.listed_in}: row {int(first_rows[i]) + 1} names the stack {names[i]}, which was not "
                 f"found{more}; "
-                f"looked in {places} and the folders above. Give the folder that holds it (data_dir)."
+                f"looked in {places} and the folders above. Give the folder that holds it (--data-dir, in "
+                "Python data_dir)."
             )
         paths = [path for path in found if path is not None]
         seen: dict[str, int] = {}

@@ -131,7 +131,10 @@ def _voxel_size(path: str | os.PathLike[str], header: MrcHeader) -> float:
         )
     sizes = [c / m if m > 0 else 0.0 for c, m in zip(header.cell_A, header.grid, strict=True)]
     if not all(s > 0 for s in sizes):
-        raise BadFile(f"{path}: the header has no voxel size (cell {header.cell_A} A). State the pixel size.")
+        raise BadFile(
+            f"{path}: the header has no voxel size (cell {header.cell_A} A). State the pixel size "
+            "(--pixel-size-A)."
+        )
     if max(sizes) - min(sizes) > _SQUARE_CELL * max(sizes):
         shown = ", ".join(f"{s:.4f}" for s in sizes)
         raise BadFile(

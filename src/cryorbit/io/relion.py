@@ -167,7 +167,8 @@ def _pixel_size_from_header(tables: RelionTables, source: ImageSource) -> float:
     header = source.headers[0].pixel_size_A if isinstance(source, MrcImages) else 0.0
     if header <= 0:
         raise BadFile(
-            f"{tables.path}: no pixel size, neither in the tables nor in the stack. State the pixel size."
+            f"{tables.path}: no pixel size, neither in the tables nor in the stack. State the pixel size "
+            "(--pixel-size-A)."
         )
     warnings.warn(
         f"{tables.path}: no pixel size in the tables; {header:g} A is taken from the stack's header.",

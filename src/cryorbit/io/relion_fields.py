@@ -125,9 +125,9 @@ def origins_A(tables: RelionTables, pixel_size_A: float, origins: Origins) -> np
     has_A = all(tables.where(label) for label in ORIGINS_A)
     has_px = all(tables.where(label) for label in ORIGINS_PX)
     if origins == "pixels" and not has_px:
-        raise BadFile(f"{tables.path}: no rlnOriginX and rlnOriginY in pixels. Read it with origins 'auto'.")
+        raise BadFile(f"{tables.path}: no rlnOriginX and rlnOriginY in pixels. Read it with --origins auto.")
     if origins == "angstrom" and not has_A:
-        raise BadFile(f"{tables.path}: no rlnOriginXAngst and rlnOriginYAngst. Read it with origins 'auto'.")
+        raise BadFile(f"{tables.path}: no rlnOriginXAngst and rlnOriginYAngst. Read it with --origins auto.")
     old_file = tables.optics is None
     use_px = origins == "pixels" or (origins == "auto" and has_px and (old_file or not has_A))
     if not use_px:
@@ -138,7 +138,7 @@ def origins_A(tables: RelionTables, pixel_size_A: float, origins: Origins) -> np
     warnings.warn(
         f"{tables.path}: shifts stand only in pixels (rlnOriginX/Y) beside an optics table, and RELION 3.1 "
         "and later "
-        "read such a file as not shifted; so do we. Say origins 'pixels' to use them.",
+        "read such a file as not shifted; so do we. Say --origins pixels to use them.",
         PixelOriginsWarning,
         stacklevel=5,
     )
@@ -229,4 +229,5 @@ def _of_one_width(a: np.ndarray | None, b: np.ndarray | None) -> tuple[np.ndarra
     if a is None or b is None:
         return a, b
     width = max(a.shape[1], b.shape[1])
-    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))  # pyright: ignore[reportReturnType]
+    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))  # pyright:
+    ignore[reportReturnType]
