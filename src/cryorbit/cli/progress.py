@@ -141,12 +141,12 @@ class Teller:
             self._bar.update(progress.fraction, text)
         else:
             print(
-                f"{time.strftime('%H:%M:%S')} {progress.fraction:4.0%} {text}", file=self._stream, flush=True
+                f"{time.strftime('%H:%M:%S')} {min(progress.fraction, 1.0):4.0%} {text}", file=self._stream, flush=True
             )
 
     def _line(self, progress: ProgressLike, now: float) -> str:
         done = progress.fraction - (self._start_fraction or 0.0)
-        left = (now - self._start) * (1 - progress.fraction) / done if done > 0 else math.inf
+        left = (now - self._start) * max(1 - progress.fraction, 0.0) / done if done > 0 else math.inf
         seconds, steps = now - self._stage_start[0], progress.step - self._stage_start[1]
         rate = f" {number(steps / seconds)}/s" if seconds > 0 and steps > 0 else ""
         metrics = " ".join(f"{name} {number(value)}" for name, value in list(progress.metrics.items())[:4])
