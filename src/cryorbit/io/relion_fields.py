@@ -229,5 +229,8 @@ def _of_one_width(a: np.ndarray | None, b: np.ndarray | None) -> tuple[np.ndarra
     if a is None or b is None:
         return a, b
     width = max(a.shape[1], b.shape[1])
-    return tuple(np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))  # pyright:
-    ignore[reportReturnType]
+
+    def filled(x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, width - x.shape[1])))
+
+    return filled(a), filled(b)
