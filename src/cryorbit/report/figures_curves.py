@@ -13,7 +13,9 @@ from cryorbit.analysis.fsc import MaskedCorrelation, ShellCorrelation
 from cryorbit.report.data import ImageStatistics
 from cryorbit.report.style import BLUE, GREEN, INK, MUTED, ORANGE, PALE, RED, TEAL, figure, svg_address
 
-_STEP_KEYS = frozenset({"step", "steps", "fraction", "seconds", "time", "elapsed", "rate", "eta", "visits"})
+_STEP_KEYS = frozenset(
+    {"step", "steps", "fraction", "image_visits", "seconds", "time", "elapsed", "rate", "eta", "visits"}
+)
 _NAMES = {
     "log_likelihood": "Log-likelihood per image",
     "log_evidence": "Log-evidence of the best start",
@@ -24,7 +26,6 @@ _NAMES = {
     "pose_change_deg": "Pose change (degrees)",
     "shift_sd_A": "Spread of the shifts (Å)",
     "starts": "Starts still in the race",
-    "image_visits": "Image visits",
 }
 MAX_METRICS = 6
 

@@ -72,8 +72,10 @@ def _resolution_card(data: ReportData) -> Card | None:
     resolution = curve.resolution_A(0.143)
     if not math.isfinite(resolution):
         return Card("Resolution", "none", "half maps agree nowhere above 0.143")
-    kind = "half maps, FSC 0.143" + (", no mask" if masked is None else ", masked")
-    kind += ", gold standard" if data.gold_standard else ", not gold standard"
+    kind = "FSC 0.143 of half maps, " + ("gold standard" if data.gold_standard else "not gold standard")
+    if masked is not None:
+        without = masked.unmasked.resolution_A(0.143)
+        kind += f"; {without:.1f} Å without a mask" if math.isfinite(without) else ""
     limited = curve.nyquist_limited(0.143)
     return Card("Resolution", f"{'≤ ' if limited else ''}{resolution:.1f} Å", kind)
 

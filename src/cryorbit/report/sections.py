@@ -24,7 +24,8 @@ class Picture:
     views: tuple[tuple[str, str], ...] = ()
     tag: str = ""
     tag_kind: str = ""
-    max_width: int = 0
+    plot: bool = True
+    """Whether it is a graph, which needs no more than half a page, and not a picture."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def map_section(data: ReportData) -> Section:
             (
                 Picture(
                     title="Central sections",
+                    plot=False,
                     addresses=(figures_map.slices_figure(data.map),),
                     caption="Density in the three planes through the centre, bright is dense. The particle "
                     "should stand out from an even background and be centred; rings around it, or streaks "
@@ -206,7 +208,6 @@ def convergence_section(data: ReportData) -> Section | None:
         "Frequency radius used (shells)": "Detail is let in as the map can support it.",
         "Spread of the shifts (Å)": "Should settle at how far the particles are off centre.",
         "Starts still in the race": "Starts that fall behind are dropped.",
-        "Image visits": "Images compared so far: the work done, whatever the machine.",
         "Mean confidence": "Should end well above where it began.",
         "Mean pose entropy (nats)": "Should fall as the map gains detail.",
         "Pose change (degrees)": "Should fall towards zero in the last stage.",
@@ -241,6 +242,7 @@ def image_section(data: ReportData) -> Section | None:
                 (
                     Picture(
                         title="Particles beside their reprojections",
+                        plot=False,
                         addresses=(
                             figures_map.examples_figure(data.examples, pixel_size_A=data.map.pixel_size_A),
                         ),
