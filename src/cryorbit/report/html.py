@@ -13,8 +13,10 @@ from cryorbit.analysis.fsc import fourier_shell_correlation, phase_randomised_fs
 from cryorbit.analysis.masks import automatic_mask
 from cryorbit.errors import BadInput
 from cryorbit.io.atomic import atomic_path
+from cryorbit.report.claims import claims
 from cryorbit.report.data import ReportData
-from cryorbit.report.sections import claims, sections, text_of
+from cryorbit.report.page import text_of
+from cryorbit.report.sections import sections
 from cryorbit.report.style import house_style
 
 _VERDICT_WORDS = {

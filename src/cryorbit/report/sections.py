@@ -2,77 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 
 from cryorbit.data import CTF
 from cryorbit.geometry.symmetry import point_group
 from cryorbit.report import figures_curves, figures_map, figures_particles
 from cryorbit.report.data import ReportData
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its title and caption."""
-
-    title: str
-    caption: str
-    addresses: tuple[str, ...] = ()
-    views: tuple[tuple[str, str], ...] = ()
-    tag: str = ""
-    tag_kind: str = ""
-    plot: bool = True
-    """Whether it is a graph, which needs no more than half a page, and not a picture."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Figures side by side; `columns` is the page's class for how many."""
-
-    figures: tuple[Picture, ...]
-    columns: str = ""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading with figures and perhaps a table."""
-
-    key: str
-    title: str
-    lead: str = ""
-    rows: tuple[Row, ...] = ()
-    table: tuple[tuple[str, ...], ...] = ()
-    table_head: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What one figure can be used for."""
-
-    figure: str
-    standing: str
-    why: str
-    kind: str = "not"
-
-
-def text_of(value: object) -> str:
-    """A value as a reader wants it: short numbers, words for yes and no, lists with commas."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}" if math.isfinite(value) else ("∞" if value > 0 else str(value))
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u202f") if abs(value) >= 10000 else str(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {text_of(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(text_of(v) for v in value)
-    return str(value)
+from cryorbit.report.page import Picture, Row, Section, text_of
 
 
 def map_section(data: ReportData) -> Section:
@@ -332,68 +268,3 @@ def sections(data: ReportData) -> list[Section]:
         particle_section,
     )
     return [section for make in makers if (section := make(data)) is not None]
-
-
-def claims(data: ReportData) -> list[Claim]:
-    """What each kind of figure stands on."""
-    found = []
-    if data.half_curve is not None or data.masked_curve is not None:
-        found.append(
-            Claim(
-                "Half-map FSC",
-                "gold standard" if data.gold_standard else "not gold standard",
-                "The two halves were aligned and reconstructed apart from the start; the resolution at "
-                "0.143 may be "
-                "quoted."
-                if data.gold_standard
-                else "The two half maps hold different particles, but their poses come from common maps. Do "
-                "not quote "
-                "the resolution as gold standard; refine the halves apart first.",
-                "gold" if data.gold_standard else "not",
-            )
-        )
-    if data.masked_curve is not None:
-        found.append(
-            Claim(
-                "Correction for the mask",
-                "standard method",
-                "Phases are randomised beyond the shell where the unmasked curve falls below 0.8, and what "
-                "the mask "
-                "alone correlates is subtracted.",
-            )
-        )
-    if data.truth_curve is not None or data.evaluation:
-        found.append(
-            Claim(
-                "Comparison with the truth",
-                "simulation only",
-                "Independent of the program, but says how well it does on simulated images, which lack much "
-                "that real "
-                "ones have.",
-            )
-        )
-    if data.confidence is not None or data.entropy is not None:
-        found.append(
-            Claim(
-                "Confidence and entropy",
-                "internal",
-                "Exact under the noise model for the final map; if the map is wrong they can be high all "
-                "the same.",
-            )
-        )
-    if data.examples is not None:
-        found.append(
-            Claim(
-                "Reprojections",
-                "internal",
-                "The map was made from these images; agreement is necessary, not sufficient.",
-            )
-        )
-    found.append(
-        Claim(
-            "Hand of the map",
-            "not determined",
-            "Projections do not tell a map from its mirror image. Compare helices or a known structure.",
-        )
-    )
-    return found
