@@ -48,7 +48,7 @@ def particles(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_resumes_to_the_same_bits(particles, tmp_path):
-    """kill -9 five times, then --resume alone: poses, maps and metrics equal the unbroken run's bit by bit."""
+    """kill -9 five times, then --resume alone: poses, maps and metrics are the unbroken run's, bit by bit."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(abinitio(particles, "-o", whole, *SMALL))
     total = len(read_metrics(whole / METRICS))

@@ -24,7 +24,7 @@ LIMIT_MB = 700
 
 @pytest.fixture(scope="module")
 def large_stack(tmp_path_factory) -> Path:
-    """A STAR file of 200,000 images of 64 px with poses and CTF; the pixels are one tile of noise, repeated."""
+    """A STAR file of 200,000 images of 64 px with poses and CTF; one tile of noise, repeated."""
     folder = tmp_path_factory.mktemp("large")
     generator = torch.Generator().manual_seed(0)
     tile = torch.randn(TILE, BOX, BOX, generator=generator)

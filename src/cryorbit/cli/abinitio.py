@@ -90,9 +90,12 @@ def run_in_folder(
     stack: ParticleStack, settings: Settings, *, device: torch.device, outputs: tuple[str, ...]
 ) -> AbinitioResult:
     """Ab initio of `stack` with progress, checkpoints and all outputs in the settings' folder."""
+    from cryorbit.cli.contrast import warn_of_dark_protein
     from cryorbit.cli.run_folder import open_run
     from cryorbit.inference.abinitio import run_abinitio
 
+    if settings.inference.contrast > 0:
+        warn_of_dark_protein(stack)
     folder = open_run(
         settings.out,
         verb="abinitio",

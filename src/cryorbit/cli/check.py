@@ -67,4 +67,4 @@ def look(stack: ParticleStack) -> list[Finding]:
     if pixels.level != "error":
         found += contrast(stack)
     found += [checks.half_sets(stack), *checks.duplicates(stack), checks.poses(stack)]
-    return [*found, checks.resources(stack, Path.cwd())]
+    return [*found, checks.resources(stack, Path.cwd()), checks.readiness(stack)]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from cryorbit.cli.doctor import available_memory_gb
-from cryorbit.cli.reading import FEWEST_PARTICLES, chunks
-from cryorbit.errors import BadFile
+from cryorbit.cli.reading import chunks, refuse_for_abinitio
+from cryorbit.errors import BadFile, BadInput
 
 if TYPE_CHECKING:
     from cryorbit.data import ParticleStack
@@ -54,8 +54,6 @@ def counts(stack: ParticleStack) -> Finding:
     }
     text = f"{len(stack)} of {stack.box} px at {stack.pixel_size_A:g} A/px, {groups} optics group(s)"
     text += "" if micrographs is None else f", {micrographs} micrograph(s)"
-    if len(stack) < FEWEST_PARTICLES:
-        return Finding("particles", "warning", f"{text}; too few for ab initio ({FEWEST_PARTICLES})", values)
     return Finding("particles", "ok", text, values)
 
 
@@ -110,7 +108,7 @@ def pixel_size(stack: ParticleStack) -> list[Finding]:
 def ctf(stack: ParticleStack) -> Finding:
     """Whether there is a CTF, in the usual range, and how defocus is spread."""
     if stack.ctf is None:
-        return Finding("CTF", "warning", "none: ab initio wants one, or --no-ctf")
+        return Finding("CTF", "warning", "none")
     defocus = 0.5 * (stack.ctf.defocus_u_A + stack.ctf.defocus_v_A).double()
     astigmatism = (stack.ctf.defocus_u_A - stack.ctf.defocus_v_A).abs().double()
     low, middle, high = (
@@ -203,6 +201,15 @@ def poses(stack: ParticleStack) -> Finding:
             "poses", "warning", f"{text}; all rotations are equal: no reconstruction from these", values
         )
     return Finding("poses", "ok", text, values)
+
+
+def readiness(stack: ParticleStack) -> Finding:
+    """Whether `cryorbit abinitio` would take these particles, and why not."""
+    try:
+        refuse_for_abinitio(stack, ctf=True)
+    except BadInput as refusal:
+        return Finding("ab initio", "warning", str(refusal).removeprefix(f"{stack.source}: "))
+    return Finding("ab initio", "ok", "ready for `cryorbit abinitio`")
 
 
 def resources(stack: ParticleStack, folder: Path) -> Finding:

@@ -141,7 +141,9 @@ class Teller:
             self._bar.update(progress.fraction, text)
         else:
             print(
-                f"{time.strftime('%H:%M:%S')} {min(progress.fraction, 1.0):4.0%} {text}", file=self._stream, flush=True
+                f"{time.strftime('%H:%M:%S')} {min(progress.fraction, 1.0):4.0%} {text}",
+                file=self._stream,
+                flush=True,
             )
 
     def _line(self, progress: ProgressLike, now: float) -> str:

@@ -11,6 +11,8 @@ import tyro
 from cryorbit.errors import BadFile, BadInput
 
 if TYPE_CHECKING:
+    import torch
+
     from cryorbit.data import ParticleStack
 
 ParticlesFile = Annotated[Path, tyro.conf.arg(metavar="PARTICLES")]
@@ -119,3 +121,14 @@ def refuse_bad_images(stack: ParticleStack) -> None:
         if len(blank):
             row = part.start + int(blank[0, 0])
             raise BadFile(f"{stack.source}: row {row + 1}: image {stack.ids[row]} is blank. Drop that row.")
+
+
+def spread_rows(n: int, count: int) -> torch.Tensor:
+    """`count` rows spread evenly over n.
+
+    >>> spread_rows(10, 3).tolist()
+    [0, 4, 9]
+    """
+    import torch
+
+    return torch.linspace(0, n - 1, min(n, count)).long()

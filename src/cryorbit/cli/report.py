@@ -15,6 +15,7 @@ from cryorbit import __version__
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ConfigOptions
 from cryorbit.cli.progress import say
+from cryorbit.cli.reading import spread_rows
 from cryorbit.errors import BadFile, CryorbitError
 
 if TYPE_CHECKING:
@@ -186,17 +187,6 @@ def summary(stack: ParticleStack, facts: Mapping[str, Any]) -> dict[str, Any]:
     if facts.get("image_visits"):
         rows["image visits"] = facts["image_visits"]
     return rows
-
-
-def spread_rows(n: int, count: int) -> torch.Tensor:
-    """`count` rows spread evenly over n.
-
-    >>> spread_rows(10, 3).tolist()
-    [0, 4, 9]
-    """
-    import torch
-
-    return torch.linspace(0, n - 1, min(n, count)).long()
 
 
 def example_images(stack: ParticleStack, volume: Volume) -> Any:
