@@ -23,7 +23,9 @@ def test_lattice_points_are_read_exactly():
     half = random_half(torch.Generator().manual_seed(0))
     points = torch.tensor([[0, 0, 0], [3, -2, 5], [-3, 2, -5], [1, 6, -6]], dtype=torch.float64)
     c = P // 2
-    expected = torch.stack((half[c, c, 0], half[c + 5, c - 2, 3], half[c + 5, c - 2, 3].conj(), half[c - 6, c + 6, 1]))
+    expected = torch.stack(
+        (half[c, c, 0], half[c + 5, c - 2, 3], half[c + 5, c - 2, 3].conj(), half[c - 6, c + 6, 1])
+    )
     torch.testing.assert_close(gather(half, points), expected, rtol=0, atol=ROUND_OFF)
 
 
@@ -56,10 +58,10 @@ def test_scatter_is_the_transpose_of_gather(sign_of_x: int):
     half, points = random_half(generator), random_points(100, generator)
     points[:, 0] = sign_of_x * (points[:, 0].abs() % 5 + 1)
     y = torch.randn(100, dtype=torch.complex128, generator=generator)
-    out = torch.zeros(P, P, P // 2 + 1, 2, dtype=torch.float64)
-    scatter(out, points, torch.view_as_real(y))
+    out = torch.zeros(2, P, P, P // 2 + 1, dtype=torch.float64)
+    scatter(out, points, torch.stack((y.real, y.imag)))
     left = torch.view_as_real(gather(half, points) * y.conj())[:, 0].sum()
-    right = (torch.view_as_real(half) * out).sum()
+    right = (half.real * out[0] + half.imag * out[1]).sum()
     torch.testing.assert_close(left, right, rtol=ROUND_OFF, atol=0)
 
 
@@ -67,8 +69,8 @@ def test_scattered_lattice_is_hermitian():
     """After `complete_plane` the plane x = 0 obeys V(0, -y, -z) = conj V(0, y, z), as a real map demands."""
     generator = torch.Generator().manual_seed(4)
     points = random_points(100, generator) * 0.8
-    out = torch.zeros(P, P, P // 2 + 1, 3, dtype=torch.float64)
-    scatter(out, points, torch.randn(100, 3, dtype=torch.float64, generator=generator))
+    out = torch.zeros(3, P, P, P // 2 + 1, dtype=torch.float64)
+    scatter(out, points, torch.randn(3, 100, dtype=torch.float64, generator=generator))
     complete_plane(out)
-    plane = torch.view_as_complex(out[1:, 1:, 0, :2].contiguous())
+    plane = torch.complex(out[0, 1:, 1:, 0], out[1, 1:, 1:, 0])
     torch.testing.assert_close(plane.flip(0, 1), plane.conj(), rtol=0, atol=ROUND_OFF)

@@ -39,8 +39,8 @@ class CTF:
     b_factor_A2: Float[Tensor, "n"]
     scale: Float[Tensor, "n"]
     beam_tilt_mrad: Float[Tensor, "n 2"] | None = None
-    odd_zernike: Float[Tensor, "n k"] | None = None
-    even_zernike: Float[Tensor, "n k"] | None = None
+    odd_zernike: Float[Tensor, "n odd"] | None = None
+    even_zernike: Float[Tensor, "n even"] | None = None
     magnification: Float[Tensor, "n 2 2"] | None = None
 
     def __post_init__(self) -> None:

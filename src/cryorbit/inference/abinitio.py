@@ -8,6 +8,7 @@ refinement of the two halves, each image against the map of its own half, to the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -212,8 +213,9 @@ class _Run:
         """The coarse map's transform and templates on the grid of all poses."""
         plan, observed = self.plan, self.observed
         half = Lattice(plan.box).to_half(state["coarse_map"])
-        level = level_for(plan.last_radius, observed.particle_radius_px, box=observed.box)
-        directions = healpix_directions(max(level.order, 3))
+        radius = max(plan.first_radius, round(0.75 * plan.last_radius))
+        level = level_for(radius, observed.particle_radius_px, box=observed.box)
+        directions = healpix_directions(level.order)
         if len(self.group) > 1:
             directions = directions[in_asymmetric_unit(directions, self.group.double())]
         sd = state["shift_sd_px"]
@@ -243,7 +245,7 @@ class _Run:
                     view,
                     half,
                     radius=self.plan.last_radius,
-                    iterations=4,
+                    iterations=3,
                     shift_sd_px=state["shift_sd_px"],
                     crop=self.plan.box,
                 )
@@ -360,10 +362,16 @@ class _Run:
                 "round": current + 1,
                 "radius": grown,
             }
-            if current >= self.settings.rounds or (current > 1 and grown <= radius + 1):
+            if current >= self.settings.rounds or (current > 1 and grown <= radius + 1) or self._sharp(poses):
                 state |= {"stage": "final"}
                 state.pop("last0"), state.pop("last1")
                 return state
+
+    def _sharp(self, poses: PoseTable) -> bool:
+        """Whether the poses' errors, by their curvature, no longer blur the finest shell of a particle of this size."""
+        error = float(poses.angle_sd_deg.median()) * math.pi / 180
+        wave = 2 * math.pi * self.limit / self.observed.box
+        return error * self.observed.particle_radius_px * wave < 0.5
 
     def _final(self, state: dict[str, Any]) -> Iterator[Progress]:
         poses = PoseTable.restore(state)

@@ -30,7 +30,7 @@ class HalfMaps:
 
 
 def solve_halves(
-    raw: tuple[Float[Tensor, "p p h c"], Float[Tensor, "p p h c"]],
+    raw: tuple[Float[Tensor, "c p p h"], Float[Tensor, "c p p h"]],
     lattice: Lattice,
     mask: Float[Tensor, "n n n"],
     *,

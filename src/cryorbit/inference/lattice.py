@@ -26,20 +26,19 @@ class Lattice:
         """Lattice points per axis."""
         return 2 * self.n
 
-    def zeros(self) -> Float[Tensor, "p p h c"]:
+    def zeros(self) -> Float[Tensor, "c p p h"]:
         """Empty sums: real part, imaginary part, weight."""
-        return torch.zeros(self.padded, self.padded, self.n + 1, 3)
+        return torch.zeros(3, self.padded, self.padded, self.n + 1)
 
     def add(
         self,
-        sums: Float[Tensor, "p p h c"],
+        sums: Float[Tensor, "c p p h"],
         points: Float[Tensor, "*batch 3"],
         values: Complex[Tensor, "*batch"],
         weights: Float[Tensor, "*batch"],
     ) -> None:
         """Add samples at `points` (Fourier pixels, particle frame) to the sums, in place."""
-        channels = torch.cat((torch.view_as_real(values), weights[..., None]), -1)
-        scatter(sums, points * 2, channels)
+        scatter(sums, points * 2, torch.stack((values.real, values.imag, weights)))
 
     def to_map(self, half: Complex[Tensor, "p p h"]) -> Float[Tensor, "n n n"]:
         """The map whose slices are read from `half`."""
@@ -77,11 +76,11 @@ class Sums:
     weight: Float[Tensor, "p p h"]
 
     @classmethod
-    def of(cls, lattice: Lattice, raw: Float[Tensor, "p p h c"]) -> Sums:
+    def of(cls, lattice: Lattice, raw: Float[Tensor, "c p p h"]) -> Sums:
         """Complete the plane x = 0 of sums made with `Lattice.add`; `raw` is left as it is."""
         done = raw.clone()
         complete_plane(done)
-        return cls(lattice, torch.view_as_complex(done[..., :2].contiguous()), done[..., 2])
+        return cls(lattice, torch.complex(done[0], done[1]), done[2])
 
     def solve(self, added_weight: Float[Tensor, "shells"], *, radius: float) -> Complex[Tensor, "p p h"]:
         """numerator / (weight + added weight of the shell), zero beyond `radius` Fourier pixels."""

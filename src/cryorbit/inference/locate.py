@@ -13,7 +13,7 @@ from cryorbit.geometry.conventions import in_plane_rotation
 from cryorbit.inference.observations import Observations, crop_images
 from cryorbit.inference.refine import DiskData, RefinedPoses, half_disk, refine_poses
 from cryorbit.inference.ring_em import View, ring_data
-from cryorbit.inference.search import image_matrix, score
+from cryorbit.inference.search import image_matrix, normalise, score
 
 N_MODES = 3
 """Modes of the posterior that are refined and compared."""
@@ -62,20 +62,15 @@ def grid_modes(observed: Observations, rows: Int[Tensor, "n"], cropped: Float[Te
     rotations, shifts, entropies = [], [], []
     for i in range(len(rows)):
         one = data[i : i + 1]
-        scores = score(one, image_matrix(one, view.plan, view.templates), view.plan, view.templates)[:, 0]
-        peak = scores.max()
-        weight = (scores - peak).clamp_min(-60).exp_()
-        total = weight.sum()
-        # entropy = log total - sum p log p relative; here against the uniform distribution over the grid
-        mean_energy = (weight * (scores - peak)).sum() / total
-        entropies.append(total.log() - mean_energy - math.log(scores.numel()))
-        over_shift, shift = scores.max(1)  # psi, v
-        values, flat = over_shift.flatten().topk(min(192, over_shift.numel()))
+        scores = score(one, image_matrix(one, view.plan, view.templates), view.plan, view.templates)
+        over_shift = scores[:, 0].amax(1)  # psi, v
+        flat = over_shift.flatten().topk(min(192, over_shift.numel())).indices
         psi, v = flat // over_shift.shape[1], flat % over_shift.shape[1]
         candidates = in_plane_rotation(psi.float() * (2 * math.pi / view.plan.n_psi)) @ view.rotations[v]
         keep = _separate(candidates)
         rotations.append(candidates[keep])
-        shifts.append(view.shifts_px[shift.flatten()[flat[keep]]])
+        shifts.append(view.shifts_px[scores[psi[keep], 0, :, v[keep]].argmax(1)])
+        entropies.append(normalise(scores).entropy[0] - math.log(scores.numel()))
     return Modes(torch.stack(rotations), torch.stack(shifts), torch.stack(entropies))
 
 
@@ -109,12 +104,20 @@ def locate(
     modes = grid_modes(observed, rows, crop_images(transforms, crop), view)
     data = disk_data(observed, rows, transforms, radius)
     n, k = modes.rotation.shape[:2]
-    tried: list[RefinedPoses] = [
-        refine_poses(
-            data, half, modes.rotation[:, j], modes.shift_px[:, j], iterations=iterations, shift_sd_px=shift_sd_px
+    tried: list[RefinedPoses] = []
+    for j in range(k):
+        # First at low frequencies, whose basin is wider than a cell of the grid.
+        start = refine_poses(
+            data.within(0.6 * radius),
+            half,
+            modes.rotation[:, j],
+            modes.shift_px[:, j],
+            iterations=2,
+            shift_sd_px=shift_sd_px,
         )
-        for j in range(k)
-    ]
+        tried.append(
+            refine_poses(data, half, start.rotation, start.shift_px, iterations=iterations, shift_sd_px=shift_sd_px)
+        )
     likelihood = torch.stack([t.log_likelihood for t in tried], 1)
     rotation = torch.stack([t.rotation for t in tried], 1)
     best = likelihood.argmax(1)

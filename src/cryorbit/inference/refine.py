@@ -32,6 +32,11 @@ class DiskData:
     """(kx, ky) in Fourier pixels, kx >= 0."""
     box: int
 
+    def within(self, radius: float) -> DiskData:
+        """The part of the disk inside `radius` Fourier pixels."""
+        keep = self.points.square().sum(1) <= radius**2
+        return DiskData(self.transform[:, keep], self.ctf[:, keep], self.points[keep], self.box)
+
 
 @dataclass(frozen=True, eq=False)
 class RefinedPoses:

@@ -253,7 +253,7 @@ def random_directions(order: int, group: Tensor, generator: torch.Generator) -> 
 
 def random_start(
     small: SmallImages, lattice: Lattice, level: Level, group: Tensor, *, count: int, generator: torch.Generator
-) -> Float[Tensor, "p p h c"]:
+) -> Float[Tensor, "c p p h"]:
     """Sums of images inserted at random poses: a blob of about the right size."""
     grid = RingGrid(small.box, level.radius, level.n_angles)
     kernel = ring_kernel(grid)

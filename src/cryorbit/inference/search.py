@@ -99,7 +99,10 @@ class SearchPlan:
     phases: Complex[Tensor, "s r a"]
     log_prior_shift: Float[Tensor, "s"]
     even: Float[Tensor, "half_psi e2"]
+    """The inverse Fourier series over even orders on half a turn of the in-plane angle."""
     odd: Float[Tensor, "half_psi o2"]
+    even_adjoint: Float[Tensor, "e2 half_psi"]
+    odd_adjoint: Float[Tensor, "o2 half_psi"]
 
     @property
     def n_shifts(self) -> int:
@@ -115,9 +118,19 @@ def plan_search(
     psi = torch.arange(n_psi // 2, dtype=torch.float64) * (2 * math.pi / n_psi)
     angle = psi[:, None] * order
     series = torch.stack((angle.cos(), -angle.sin()), -1).reshape(n_psi // 2, -1).float()
+    # Parseval over n_angles samples: 1 / n_angles for order 0, twice that for the others and their mirror orders.
+    weight = torch.full((len(order), 2), 2.0 / grid.n_angles)
+    weight[0] = 1.0 / grid.n_angles
+    series_out = series * weight.flatten()
     n_even = 2 * (m_max // 2 + 1)
     return SearchPlan(
-        n_psi, phases, log_prior_shift, series[:, :n_even].contiguous(), series[:, n_even:].contiguous()
+        n_psi=n_psi,
+        phases=phases,
+        log_prior_shift=log_prior_shift,
+        even=series_out[:, :n_even].contiguous(),
+        odd=series_out[:, n_even:].contiguous(),
+        even_adjoint=series[:, :n_even].T.contiguous(),
+        odd_adjoint=series[:, n_even:].T.contiguous(),
     )
 
 
@@ -138,11 +151,8 @@ def score(data: RingData, rows: Float[Tensor, "m bs2 r2"], plan: SearchPlan, tem
     b, s, v = len(data), plan.n_shifts, templates.n_views
     product = torch.bmm(rows, templates.matrix)  # m, 2 b s, v
     norm = _norm_harmonics(data, templates)
-    # Harmonic series: 1/T for m = 0, 2/T otherwise, T = n_angles.
-    product *= (2 / templates.grid.n_angles)
-    product[0] *= 0.5
     blocks = product.view(-1, 2, b, s, v)
-    blocks[0, 0] += (norm[0, 0] / 1)[:, None, :] + plan.log_prior_shift[None, :, None]
+    blocks[0, 0] += norm[0, 0][:, None, :] + plan.log_prior_shift[None, :, None] * templates.grid.n_angles
     for e in range(1, norm.shape[0]):
         blocks[e] += norm[e][:, :, None, :]
     flat = product.view(product.shape[0] * 2, b * s * v)
@@ -159,14 +169,15 @@ def _norm_harmonics(data: RingData, templates: Templates) -> Float[Tensor, "e c 
     """-1/2 sum D |T|^2 as a series in the in-plane angle: orders 0, 2, 4, .. by (real, imaginary)."""
     n_extra = templates.power_harmonics.shape[0]
     radial = data.ctf_power.mean(-1)
-    zero = -0.5 * (radial @ templates.power.T)
+    # Times n_angles, which the series divides by again; the same goes for the other orders.
+    zero = radial @ (templates.power.T * (-0.5 * templates.grid.n_angles))
     out = zero.new_zeros(n_extra + 1, 2, *zero.shape)
     out[0, 0] = zero
     if n_extra:
         circle = torch.cat(2 * [data.ctf_power.expand(-1, -1, templates.grid.n_half)], -1)
         extra = circle_to_harmonics(circle, 2 * n_extra)[..., 2::2]
         real, imag = extra.real.permute(2, 0, 1), extra.imag.permute(2, 0, 1)
-        scale = -1.0 / templates.grid.n_angles
+        scale = -0.5
         out[1:, 0] = scale * torch.bmm(torch.cat((real, imag), -1), templates.power_harmonics)
         out[1:, 1] = scale * torch.bmm(torch.cat((-imag, real), -1), templates.power_harmonics)
     return out
@@ -186,19 +197,23 @@ class Posterior:
 
 
 def normalise(scores: Float[Tensor, "psi b s v"]) -> Posterior:
-    """Softmax over poses; works in place on `scores`."""
+    """Softmax over poses, in place: `scores` becomes the probability."""
     p, b, s, v = scores.shape
-    peak = scores.amax((0, 2, 3))
-    scores -= peak[None, :, None, None]
-    scores.clamp_(min=-60.0)
-    energy = scores
+    per_psi = scores.amax((2, 3))  # psi, b
+    row = per_psi.argmax(0)
+    peak = per_psi.amax(0)
+    each = torch.arange(b, device=scores.device)
+    best = row * (s * v) + scores[row, each].reshape(b, -1).argmax(1)
+    # Below -60 the exponential would reach subnormal numbers, which are slow, and adds nothing.
+    energy = scores.sub_(peak[None, :, None, None]).clamp_(min=-60.0)
     weight = energy.exp()
     total = weight.sum((0, 2, 3))
-    flat = weight.permute(1, 0, 2, 3).reshape(b, -1)
-    best = flat.argmax(1)
+    if b == 1:
+        mean_energy = torch.dot(weight.view(-1), energy.view(-1))[None] / total
+    else:
+        mean_energy = (weight * energy).sum((0, 2, 3)) / total
     weight /= total[None, :, None, None]
-    entropy = total.log() - (weight * energy).sum((0, 2, 3))
-    return Posterior(weight, peak + total.log() - math.log(p * s * v), best, 1 / total, entropy)
+    return Posterior(weight, peak + total.log() - math.log(p * s * v), best, 1 / total, total.log() - mean_energy)
 
 
 @dataclass(eq=False)
@@ -239,7 +254,7 @@ def accumulate(
     k = keep.shape[0]
     total = (first + second).reshape(p // 2, k * v)
     difference = (first - second).reshape(p // 2, k * v)
-    turned = torch.cat((plan.even.T @ total, plan.odd.T @ difference)).view(-1, 2 * k, v)
+    turned = torch.cat((plan.even_adjoint @ total, plan.odd_adjoint @ difference)).view(-1, 2 * k, v)
     chosen_rows = rows.view(rows.shape[0], 2, b * s, -1)[:, :, keep].reshape(rows.shape[0], 2 * k, -1)
     sums.numerator.baddbmm_(turned.transpose(1, 2), chosen_rows)
     per_view = mass.sum(1)  # b, v

@@ -58,33 +58,37 @@ def gather_with_gradient(
 
 
 def scatter(
-    half: Float[Tensor, "p p h c"], points: Float[Tensor, "*batch 3"], values: Float[Tensor, "*batch c"]
+    half: Float[Tensor, "c p p h"], points: Float[Tensor, "*batch 3"], values: Float[Tensor, "c *batch"]
 ) -> None:
     """Add `values` to the eight lattice neighbours of each point, in place; the transpose of `gather`.
 
     Channels 0 and 1 are the real and imaginary part, further ones are real and even (weights). Points with x < 0 go to
     their Friedel mates. Call `complete_plane` once after the last point.
     """
-    p, h, c = half.shape[0], half.shape[2], half.shape[3]
+    c, p, _, h = half.shape
     base, fx, fy, fz, sign = _cells(p, points.reshape(-1, 3))
-    rows = values.reshape(-1, c).clone()
-    rows[:, 1] *= sign
-    flat = half.view(-1, c)
+    rows = [v * sign if i == 1 else v for i, v in enumerate(values.reshape(c, -1))]
+    planes = half.view(c, -1)
     for dz in (0, 1):
         wz = fz if dz else 1 - fz
         for dy in (0, 1):
-            wzy = wz * (fy if dy else 1 - fy)
-            offset = (dz * p + dy) * h
-            upper = wzy * fx
-            flat.index_add_(0, base + (offset + 1), rows * upper[:, None])
-            flat.index_add_(0, base + offset, rows * (wzy - upper)[:, None])
+            near = wz * (fy if dy else 1 - fy)
+            far = near * fx
+            near = near - far
+            index = base + (dz * p + dy) * h
+            # One channel at a time: adding rows of three is ten times slower.
+            for plane, row in zip(planes, rows, strict=True):
+                plane.scatter_add_(0, index, row * near)
+            index += 1
+            for plane, row in zip(planes, rows, strict=True):
+                plane.scatter_add_(0, index, row * far)
 
 
-def complete_plane(half: Float[Tensor, "p p h c"]) -> None:
+def complete_plane(half: Float[Tensor, "c p p h"]) -> None:
     """Add to the plane x = 0 what the Friedel mates of the scattered points would have put there, in place."""
-    plane = half[:, :, 0]
-    mate = plane.flip(0, 1).roll((1, 1), (0, 1)).clone()
-    mate[..., 1] *= -1
+    plane = half[:, :, :, 0]
+    mate = plane.flip(1, 2).roll((1, 1), (1, 2)).clone()
+    mate[1] *= -1
     plane += mate
 
 
@@ -114,5 +118,7 @@ def _corner_rows(half: Tensor, points: Tensor) -> tuple[list[Tensor], Tensor, Te
 def _corner_pairs(half: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rows, fx, fy, fz, sign = _corner_rows(half, points)
     weight = fy[:, None]
-    middle = torch.lerp(torch.lerp(rows[0], rows[1], weight), torch.lerp(rows[2], rows[3], weight), fz[:, None])
+    middle = torch.lerp(
+        torch.lerp(rows[0], rows[1], weight), torch.lerp(rows[2], rows[3], weight), fz[:, None]
+    )
     return middle[:, :2], middle[:, 2:], fx, fy, fz, sign
