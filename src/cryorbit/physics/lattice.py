@@ -1,14 +1,14 @@
 """Reading planes from, and adding them to, the padded half transform: the inner loop of every projection.
 
-Layout: `half[z, y, x]` complex, shape (p, p, p // 2 + 1), z and y centred (index p // 2 is frequency 0), x from
-0. The other half is the conjugate: V(-k) = conj V(k).
+Layout: `half[z, y, x]` complex, shape (p, p, p // 2 + 1), z and y centred (index p // 2 is frequency 0), x
+from 0. The other half is the conjugate: V(-k) = conj V(k).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -83,9 +83,9 @@ def add_points(
     kx, ky = _whole_blocks(points.kx), _whole_blocks(points.ky)
     pairs = _whole_blocks(torch.view_as_real(values.resolve_conj()).flatten(1), 2 * _BLOCK)
     counts = _whole_blocks(counts)
-    for part, cells in _parts(rotation.to(kx), kx, ky, half.shape[0]):
-        cells.add(half.view(-1), pairs[part])
-        cells.add_real(weight.view(-1), counts[part])
+    for part, place, desk in _parts(rotation.to(kx), kx, ky, half.shape[0]):
+        desk.add(half.view(-1), place, pairs[part])
+        desk.add_real(weight.view(-1), place, counts[part])
 
 
 def complete_plane(half: Complex[Tensor, "p p h"] | Float[Tensor, "p p h"]) -> None:
@@ -97,10 +97,10 @@ def complete_plane(half: Complex[Tensor, "p p h"] | Float[Tensor, "p p h"]) -> N
 class _Slices(torch.autograd.Function):
     """Trilinear reading of planes from the stored half, with the backward written out.
 
-    Where rotations want a gradient, forward keeps the slope of each value along x, y, z, so that backward
-    need not read the volume again. Backward adds all corners into one gradient buffer; automatic
-    differentiation would make one such buffer per corner. Its measured gain over `grid_sample` is printed by
-    tests/speed/test_projector.py.
+    Forward keeps where the points fell and, where rotations want a gradient, the slope of each value along x,
+    y, z (56 bytes per point in float32), so that backward need not read the volume again. Backward adds all
+    corners into one gradient buffer; automatic differentiation would make one such buffer per corner. The
+    measured gain over `grid_sample` is printed by tests/speed/test_projector.py.
     """
 
     @staticmethod
@@ -109,9 +109,11 @@ class _Slices(torch.autograd.Function):
         kx, ky = _whole_blocks(kx), _whole_blocks(ky)
         value = kx.new_empty((n, 2 * kx.shape[0]))
         slope = kx.new_empty((3, n, 2 * kx.shape[0])) if ctx.needs_input_grad[1] else None
-        flat = half.reshape(-1)
-        for part, cells in _parts(rotation, kx, ky, half.shape[0]):
-            cells.read(flat, value[part], None if slope is None else slope[:, part])
+        flat, ctx.places = half.reshape(-1), []
+        for part, place, desk in _parts(rotation, kx, ky, half.shape[0]):
+            desk.read(flat, place, value[part], None if slope is None else slope[:, part])
+            if ctx.needs_input_grad[0]:
+                ctx.places.append((part, place, desk))
         ctx.save_for_backward(rotation, kx, ky, slope)
         ctx.half_shape = half.shape
         return torch.view_as_complex(value.view(n, -1, 2))[:, :m]
@@ -126,17 +128,30 @@ class _Slices(torch.autograd.Function):
         to_half = to_rotation = None
         if ctx.needs_input_grad[0]:
             to_half = torch.zeros(ctx.half_shape, dtype=grads[0].dtype, device=gradient.device)
-            for part, cells in _parts(rotation, kx, ky, to_half.shape[0]):
-                cells.add(to_half.view(-1), gradient[part])
+            for part, place, desk in ctx.places:
+                desk.add(to_half.view(-1), place, gradient[part])
         if slope is not None:
             to_rotation = torch.zeros_like(rotation)
-            weighted = torch.stack([gradient * k.repeat_interleave(2) for k in (kx, ky)], dim=1)
+            weighted = gradient.new_empty((gradient.shape[0], 2, gradient.shape[1]))
+            for row, k in enumerate((kx, ky)):
+                torch.mul(gradient, k.repeat_interleave(2), out=weighted[:, row])
             to_rotation[:, :2] = weighted @ slope.permute(1, 2, 0)
         return to_half, to_rotation, None, None
 
 
-class _Cells:
-    """The lattice cells that the points of a few planes fall into, handled `_BLOCK` points at a time.
+class _Place(NamedTuple):
+    """Where the points of a few planes fall: flat index of the cell, x, y, z within it, Friedel sign.
+
+    `fraction` is (3, blocks, 1, 2 * _BLOCK), each value given twice, for the real and the imaginary part.
+    """
+
+    base: Tensor
+    fraction: Tensor
+    sign: Tensor
+
+
+class _Desk:
+    """Work space for a few planes, handled `_BLOCK` points at a time.
 
     Complex values are interleaved floats. All eight corners of a block are touched before the next block,
     while their cache lines are near. Every buffer is made once and used for all planes: fresh memory would
@@ -148,64 +163,60 @@ class _Cells:
         blocks, h, device = m // _BLOCK, p // 2 + 1, kx.device
         kind = torch.int32 if p * p * h < 2**31 else torch.int64
         corner = [(dz * p + dy) * h + dx for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
-        self.kx, self.ky = kx, ky
-        self.strides = (1, h, p * h)
+        self.kx, self.ky, self.planes = kx, ky, planes
+        self.strides, self.one = (h, p * h), kx.new_ones(())
         self.offset = (torch.tensor(corner, dtype=kind, device=device) + p // 2 * (p + 1) * h)[:, None]
         self.point, self.cell = kx.new_empty((3, planes, kx.shape[0])), kx.new_empty((3, m))
-        self.sign = kx.new_empty(m)
         self.whole = torch.empty((3, m), dtype=kind, device=device)
         self.index = torch.empty((blocks, 8, _BLOCK), dtype=kind, device=device)
-        self.fraction = kx.new_empty((3, blocks, 1, 2 * _BLOCK))
         self.own = kx.new_empty((blocks, 1, 2 * _BLOCK))
         self.corner = kx.new_empty((blocks, 2, 2, 2, 2 * _BLOCK))
         self.edge, self.edge_x = (kx.new_empty((blocks, 2, 2, 2 * _BLOCK)) for _ in range(2))
         self.face, self.face_x, self.face_y = (kx.new_empty((blocks, 2, 2 * _BLOCK)) for _ in range(3))
 
-    def locate(self, rotation: Tensor) -> None:
-        """Find the cells.
-
-        `index`: their corners; `fraction`: x, y, z within them, each given twice; `sign`: -1 for a Friedel
-        mate.
-        """
+    def locate(self, rotation: Tensor) -> _Place:
+        """Find the cell of each point B^T (kx, ky, 0)."""
         column = rotation[:, :2].permute(2, 0, 1)[..., None]
         torch.mul(column[:, :, 0], self.kx, out=self.point)
         point = self.point.addcmul_(column[:, :, 1], self.ky).view(3, -1)
         # -0 + 0 = +0: the origin is not reflected.
-        self.sign.fill_(1).copysign_(point[0].add_(0.0))
-        point *= self.sign
+        sign = torch.copysign(self.one, point[0].add_(0.0))
+        point *= sign
         torch.floor(point, out=self.cell)
-        self.fraction.view(3, -1, 2).copy_(point.sub_(self.cell)[..., None])
+        fraction = point.new_empty((3, *self.own.shape))
+        fraction.view(3, -1, 2).copy_(point.sub_(self.cell)[..., None])
         x, y, z = self.whole.copy_(self.cell)
-        base = z.mul_(self.strides[2]).add_(y.mul_(self.strides[1])).add_(x)
-        torch.add(base.view(-1, 1, _BLOCK), self.offset, out=self.index)
+        base = z.mul_(self.strides[1]).add_(y.mul_(self.strides[0])) + x
+        return _Place(base.view(-1, 1, _BLOCK), fraction, sign)
 
-    def read(self, flat: Tensor, value: Tensor, slope: Tensor | None) -> None:
+    def read(self, flat: Tensor, place: _Place, value: Tensor, slope: Tensor | None) -> None:
         """Write the values (pairs of floats), and their slopes along x, y, z of the point, shape (3, ...)."""
-        fx, fy, fz = self.fraction
+        fx, fy, fz = place.fraction
+        torch.add(place.base, self.offset, out=self.index)
         torch.index_select(flat, 0, self.index.view(-1), out=torch.view_as_complex(self.corner.view(-1, 2)))
-        low, high = self.corner[..., 0, :], self.corner[..., 1, :]
-        edge, face = self.edge, self.face
-        torch.lerp(low, high, fx[:, None], out=edge)
-        torch.lerp(edge[:, :, 0], edge[:, :, 1], fy, out=face)
-        torch.lerp(face[:, :1], face[:, 1:], fz, out=value.view(-1, 1, 2 * _BLOCK))
-        value.view(-1, 2)[:, 1].mul_(self.sign)
+        low, edge, face = self.corner[..., 0, :], self.edge, self.face
+        torch.sub(self.corner[..., 1, :], low, out=self.edge_x)
+        torch.addcmul(low, self.edge_x, fx[:, None], out=edge)
+        torch.sub(edge[:, :, 1], edge[:, :, 0], out=self.face_y)
+        torch.addcmul(edge[:, :, 0], self.face_y, fy, out=face)
+        front, back = face[:, :1], face[:, 1:]
+        torch.lerp(front, back, fz, out=value.view(-1, 1, 2 * _BLOCK))
+        value.view(-1, 2)[:, 1].mul_(place.sign)
         if slope is None:
             return
         dx, dy, dz = (s.view(-1, 1, 2 * _BLOCK) for s in slope)
-        torch.sub(face[:, 1:], face[:, :1], out=dz)
-        torch.sub(edge[:, :, 1], edge[:, :, 0], out=self.face_y)
+        torch.sub(back, front, out=dz)
         torch.lerp(self.face_y[:, :1], self.face_y[:, 1:], fz, out=dy)
-        torch.sub(high, low, out=self.edge_x)
         torch.lerp(self.edge_x[:, :, 0], self.edge_x[:, :, 1], fy, out=self.face_x)
         torch.lerp(self.face_x[:, :1], self.face_x[:, 1:], fz, out=dx)
         # V(p) = conj V(-p): the slope is reversed, and conjugated.
-        slope.view(3, -1, 2)[:, :, 0].mul_(self.sign)
+        slope.view(3, -1, 2)[:, :, 0].mul_(place.sign)
 
-    def add(self, flat: Tensor, incoming: Tensor) -> None:
+    def add(self, flat: Tensor, place: _Place, incoming: Tensor) -> None:
         """The transpose of `read`: add the incoming values (pairs of floats) to the corners."""
-        fx, fy, fz = self.fraction
+        fx, fy, fz = place.fraction
         own = self.own.copy_(incoming.reshape(self.own.shape))
-        own.view(-1, 2)[:, 1].mul_(self.sign)
+        own.view(-1, 2)[:, 1].mul_(place.sign)
         face, edge, share = self.face, self.edge, self.corner
         torch.mul(own, fz, out=face[:, 1:])
         torch.sub(own, face[:, 1:], out=face[:, :1])
@@ -213,29 +224,30 @@ class _Cells:
         torch.sub(face, edge[:, :, 1], out=edge[:, :, 0])
         torch.mul(edge, fx[:, None], out=share[..., 1, :])
         torch.sub(edge, share[..., 1, :], out=share[..., 0, :])
+        torch.add(place.base, self.offset, out=self.index)
         flat.index_add_(0, self.index.view(-1), torch.view_as_complex(share.view(-1, 2)))
 
-    def add_real(self, flat: Tensor, incoming: Tensor) -> None:
+    def add_real(self, flat: Tensor, place: _Place, incoming: Tensor) -> None:
         """Add real, even values (one float per point) to the corners: weights that count what `add` added."""
-        fx, fy, fz = self.fraction[..., 0::2]
+        fx, fy, fz = place.fraction[..., 0::2]
         upper = incoming.reshape(-1, 1, _BLOCK) * fz
         face = torch.cat((incoming.reshape(-1, 1, _BLOCK) - upper, upper), dim=1)
         upper = face * fy
         edge = torch.stack((face - upper, upper), dim=2)
         upper = edge * fx[:, None]
+        torch.add(place.base, self.offset, out=self.index)
         flat.index_add_(0, self.index.view(-1), torch.stack((edge - upper, upper), dim=3).view(-1))
 
 
-def _parts(rotation: Tensor, kx: Tensor, ky: Tensor, p: int) -> Iterator[tuple[slice, _Cells]]:
-    """A few planes at a time with their cells, so that what lies between two steps stays in the cache."""
+def _parts(rotation: Tensor, kx: Tensor, ky: Tensor, p: int) -> Iterator[tuple[slice, _Place, _Desk]]:
+    """A few planes at a time, so that what lies between two steps stays in the cache."""
     step = max(1, (_CHUNK if rotation.device.type == "cpu" else 64 * _CHUNK) // max(1, kx.shape[0]))
-    cells = _Cells(min(step, rotation.shape[0]), kx, ky, p)
+    desk = _Desk(min(step, rotation.shape[0]), kx, ky, p)
     for start in range(0, rotation.shape[0], step):
         part = rotation[start : start + step]
-        if part.shape[0] != cells.point.shape[1]:
-            cells = _Cells(part.shape[0], kx, ky, p)
-        cells.locate(part)
-        yield slice(start, start + step), cells
+        if part.shape[0] != desk.planes:
+            desk = _Desk(part.shape[0], kx, ky, p)
+        yield slice(start, start + step), desk.locate(part), desk
 
 
 def _whole_blocks(x: Tensor, block: int = _BLOCK) -> Tensor:
