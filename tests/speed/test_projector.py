@@ -46,7 +46,7 @@ def grid_sample_slices(half: Tensor, rotation: Tensor, points: HalfPlane) -> Ten
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """Time of one step among several; the first, which pays for what the other method left, does not count."""
+    """Time of one step among several; the first pays for what the other method left and does not count."""
     step()
     start = time.perf_counter()
     for _ in range(STEPS):

@@ -170,9 +170,15 @@ class _Desk:
         self.whole = torch.empty((3, m), dtype=kind, device=device)
         self.index = torch.empty((blocks, 8, _BLOCK), dtype=kind, device=device)
         self.own = kx.new_empty((blocks, 1, 2 * _BLOCK))
+        # Axes: block, z, y, x, float. Values at corners, on edges along x, on faces, and differences.
         self.corner = kx.new_empty((blocks, 2, 2, 2, 2 * _BLOCK))
+        self.low, self.high = self.corner.unbind(3)
         self.edge, self.edge_x = (kx.new_empty((blocks, 2, 2, 2 * _BLOCK)) for _ in range(2))
+        self.edge_at_y, self.edge_x_at_y = self.edge.unbind(2), self.edge_x.unbind(2)
         self.face, self.face_x, self.face_y = (kx.new_empty((blocks, 2, 2 * _BLOCK)) for _ in range(3))
+        self.face_at_z, self.face_x_at_z, self.face_y_at_z = (
+            f.split(1, dim=1) for f in (self.face, self.face_x, self.face_y)
+        )
 
     def locate(self, rotation: Tensor) -> _Place:
         """Find the cell of each point B^T (kx, ky, 0)."""
@@ -194,21 +200,21 @@ class _Desk:
         fx, fy, fz = place.fraction
         torch.add(place.base, self.offset, out=self.index)
         torch.index_select(flat, 0, self.index.view(-1), out=torch.view_as_complex(self.corner.view(-1, 2)))
-        low, edge, face = self.corner[..., 0, :], self.edge, self.face
-        torch.sub(self.corner[..., 1, :], low, out=self.edge_x)
-        torch.addcmul(low, self.edge_x, fx[:, None], out=edge)
-        torch.sub(edge[:, :, 1], edge[:, :, 0], out=self.face_y)
-        torch.addcmul(edge[:, :, 0], self.face_y, fy, out=face)
-        front, back = face[:, :1], face[:, 1:]
-        torch.lerp(front, back, fz, out=value.view(-1, 1, 2 * _BLOCK))
+        torch.sub(self.high, self.low, out=self.edge_x)
+        torch.addcmul(self.low, self.edge_x, fx[:, None], out=self.edge)
+        y0, y1 = self.edge_at_y
+        torch.sub(y1, y0, out=self.face_y)
+        torch.addcmul(y0, self.face_y, fy, out=self.face)
+        z0, z1 = self.face_at_z
+        torch.lerp(z0, z1, fz, out=value.view(-1, 1, 2 * _BLOCK))
         value.view(-1, 2)[:, 1].mul_(place.sign)
         if slope is None:
             return
         dx, dy, dz = (s.view(-1, 1, 2 * _BLOCK) for s in slope)
-        torch.sub(back, front, out=dz)
-        torch.lerp(self.face_y[:, :1], self.face_y[:, 1:], fz, out=dy)
-        torch.lerp(self.edge_x[:, :, 0], self.edge_x[:, :, 1], fy, out=self.face_x)
-        torch.lerp(self.face_x[:, :1], self.face_x[:, 1:], fz, out=dx)
+        torch.sub(z1, z0, out=dz)
+        torch.lerp(self.face_y_at_z[0], self.face_y_at_z[1], fz, out=dy)
+        torch.lerp(self.edge_x_at_y[0], self.edge_x_at_y[1], fy, out=self.face_x)
+        torch.lerp(self.face_x_at_z[0], self.face_x_at_z[1], fz, out=dx)
         # V(p) = conj V(-p): the slope is reversed, and conjugated.
         slope.view(3, -1, 2)[:, :, 0].mul_(place.sign)
 
@@ -217,15 +223,16 @@ class _Desk:
         fx, fy, fz = place.fraction
         own = self.own.copy_(incoming.reshape(self.own.shape))
         own.view(-1, 2)[:, 1].mul_(place.sign)
-        face, edge, share = self.face, self.edge, self.corner
-        torch.mul(own, fz, out=face[:, 1:])
-        torch.sub(own, face[:, 1:], out=face[:, :1])
-        torch.mul(face, fy, out=edge[:, :, 1])
-        torch.sub(face, edge[:, :, 1], out=edge[:, :, 0])
-        torch.mul(edge, fx[:, None], out=share[..., 1, :])
-        torch.sub(edge, share[..., 1, :], out=share[..., 0, :])
+        z0, z1 = self.face_at_z
+        torch.mul(own, fz, out=z1)
+        torch.sub(own, z1, out=z0)
+        y0, y1 = self.edge_at_y
+        torch.mul(self.face, fy, out=y1)
+        torch.sub(self.face, y1, out=y0)
+        torch.mul(self.edge, fx[:, None], out=self.high)
+        torch.sub(self.edge, self.high, out=self.low)
         torch.add(place.base, self.offset, out=self.index)
-        flat.index_add_(0, self.index.view(-1), torch.view_as_complex(share.view(-1, 2)))
+        flat.index_add_(0, self.index.view(-1), torch.view_as_complex(self.corner.view(-1, 2)))
 
     def add_real(self, flat: Tensor, place: _Place, incoming: Tensor) -> None:
         """Add real, even values (one float per point) to the corners: weights that count what `add` added."""
