@@ -12,7 +12,7 @@ from torch import Tensor
 from cryorbit.data import CTF, ParticleStack
 from cryorbit.errors import BadInput
 from cryorbit.physics.noise import noise_spectrum
-from cryorbit.physics.transfer import ctf_values, odd_phase
+from cryorbit.physics.transfer import ctf_image, ctf_values, odd_phase
 
 _SAMPLE = 1000
 """Images that statistics of the whole stack are taken from."""
@@ -119,7 +119,8 @@ def observe(
     noise = noise[: total.shape[0]].to(total)
     noise[:2] = noise[2]  # the mean was taken off, so the lowest shells read low
     if particle_diameter_A is None:
-        measured = particle_radius_px(images, radius)
+        ctf = None if stack.ctf is None else ctf_image(stack.ctf[rows], box, pixel_size_A=stack.pixel_size_A)
+        measured = particle_radius_px(images, ctf)
     else:
         measured = particle_diameter_A / 2 / stack.pixel_size_A
     return Observations(
@@ -133,27 +134,28 @@ def observe(
     )
 
 
-def particle_radius_px(images: Float[Tensor, "n box box"], radius: Float[Tensor, "box box"]) -> float:
-    """Radius where the variance over images, low-passed, has fallen to a tenth of its excess in the middle.
+def particle_radius_px(images: Float[Tensor, "n box box"], ctf: Float[Tensor, "n box half"] | None) -> float:
+    """Radius where the variance over images, low-passed, has fallen to a tenth of its largest excess.
 
-    Shifts are in it: it bounds the particle from outside.
+    Images are multiplied by their CTF first, which brings back what defocus spread out. Shifts are in it: it bounds the
+    particle from outside.
     """
     box = images.shape[-1]
-    keep = max(box // 8, 4)
-    transform = torch.fft.rfft2(images)
     ky = torch.fft.fftfreq(box) * box
     kx = torch.fft.rfftfreq(box) * box
     size = (ky[:, None].square() + kx.square()).sqrt()
-    smooth = torch.fft.irfft2(transform * torch.exp(-0.5 * (size / keep).square()), s=(box, box))
-    variance = smooth.square().mean(0)
-    ring = radius.round().long().clamp_max(box // 2)
+    transform = torch.fft.rfft2(images) * torch.exp(-0.5 * (size / max(box // 8, 4)).square())
+    smooth = torch.fft.irfft2(transform if ctf is None else transform * ctf, s=(box, box))
+    axis = torch.arange(box) - box // 2
+    ring = (axis[:, None].square() + axis.square()).float().sqrt().round().long().clamp_max(box // 2)
     count = torch.bincount(ring.flatten(), minlength=box // 2 + 1)
-    profile = torch.bincount(ring.flatten(), weights=variance.flatten().double(), minlength=box // 2 + 1) / count
-    outside = profile[int(0.46 * box) : box // 2].mean()
-    excess = profile - outside
-    peak = excess[: max(box // 12, 2)].mean()
-    below = torch.nonzero(excess < 0.1 * peak)[:, 0]
-    return float(below[0]) if len(below) else box / 2
+    variance = smooth.square().mean(0).flatten().double()
+    profile = torch.bincount(ring.flatten(), weights=variance, minlength=box // 2 + 1) / count
+    excess = profile - profile[int(0.46 * box) : box // 2].mean()
+    width = max(box // 24, 2)
+    excess = torch.nn.functional.avg_pool1d(excess[None], width, stride=1)[0]
+    above = torch.nonzero(excess[: int(0.46 * box)] > 0.1 * excess.max())[:, 0]
+    return float(above[-1]) + 0.5 * width if len(above) else box / 4
 
 
 def _shell_means(power: Float[Tensor, "box half"], box: int) -> Float[Tensor, "shells"]:
