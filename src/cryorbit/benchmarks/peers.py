@@ -83,25 +83,16 @@ def peer_version(programs: Path) -> str:
 def arguments(command: Command, *, star: Path, ctf: Path, out: Path, box: int, seed: int) -> list[str]:
     """The peer's command line: its own defaults, but for what these images ask for.
 
-    No translations are searched, as there are none; images are not inverted, as protein is light; poses are
-    written each epoch; and in the older command the largest radius is kept inside a small box.
+    Images are not inverted, as protein is light; poses are written each epoch. There are no translations to
+    search; the older command always searches some, so it gets the fewest, and radii that fit a small box.
     """
-    common = [
-        str(star),
-        "--ctf",
-        str(ctf),
-        "-o",
-        str(out),
-        "--seed",
-        str(seed),
-        "--uninvert-data",
-        "--no-trans",
-    ]
+    common = [str(star), "--ctf", str(ctf), "-o", str(out), "--seed", str(seed), "--uninvert-data"]
     common += ["--checkpoint", "1", "--datadir", str(star.parent)]
     if command == "abinit":
-        return ["abinit", *common, "--zdim", "0", "--no-analysis"]
+        return ["abinit", *common, "--zdim", "0", "--no-trans", "--no-analysis"]
     radius = box // 2 - 1
-    return ["abinit_homo_old", *common, "--l-start", str(min(12, radius)), "--l-end", str(min(32, radius))]
+    radii = ["--l-start", str(min(12, radius)), "--l-end", str(min(32, radius))]
+    return ["abinit_homo_old", *common, *radii, "--t-extent", "1", "--t-ngrid", "1"]
 
 
 def run_peer(

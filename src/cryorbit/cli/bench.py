@@ -56,8 +56,8 @@ class Settings:
     """CPU threads of a run; the cores divided by --jobs unless given."""
     peer: Literal["cryodrgn"] | None = None
     """Compare times with this program, on a small stack that it can do on a CPU."""
-    peer_command: Literal["abinit_homo_old", "abinit"] = "abinit_homo_old"
-    """Which of the peer's commands."""
+    peer_command: Literal["abinit", "abinit_homo_old"] = "abinit"
+    """Which of the peer's commands: its present one, or the one before it."""
     work: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for stacks, runs and the peer; OUT.work beside OUT.json unless given."""
     published: bool = True

@@ -86,6 +86,6 @@ def write_result(folder: RunFolder, stack: ParticleStack, result: ReconstructRes
     write_fsc(folder.path / FSC, {"unmasked": result.curve})
     resolution = result.curve.resolution_A(0.143)
     folder.record(resolution_0143_A=resolution, particles=len(stack))
-    rebuild_report(folder.path)
+    rebuild_report(folder.path, stack=stack)
     folder.finish()
     say(f"{folder.path}: {resolution:.2f} A at FSC 0.143")

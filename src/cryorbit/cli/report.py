@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 EXAMPLES = 8
 """Images shown beside their reprojections."""
 
-STATISTICS_FROM = 500
+STATISTICS_FROM = 300
 """Images that the noise spectrum is measured on."""
+
+PREDICTED_AT_A_TIME = 50
+"""Reprojections made together: a few tens of MB at usual boxes."""
+
+POSES_SHOWN = 50_000
+"""At most this many poses, evenly chosen, make the figure of viewing directions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +53,8 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def rebuild_report(folder: Path) -> None:
-    """Write `report.html` from what a run left in its folder.
+def rebuild_report(folder: Path, *, stack: ParticleStack | None = None) -> None:
+    """Write `report.html` from what a run left in its folder; `stack` saves reading its particles again.
 
     Raises
     ------
@@ -58,10 +64,10 @@ def rebuild_report(folder: Path) -> None:
     from cryorbit.cli.outputs import REPORT
     from cryorbit.report.html import write_report
 
-    write_report(folder / REPORT, gather(folder))
+    write_report(folder / REPORT, gather(folder, stack=stack))
 
 
-def gather(folder: Path) -> ReportData:
+def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     """All that the files of a run tell; what is missing is left out, but for the map.
 
     Raises
@@ -84,7 +90,7 @@ def gather(folder: Path) -> ReportData:
     facts = read_json(folder / RUN)
     settings = yaml.safe_load((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
     truth = folder / TRUTH_CURVE
-    stack = _particles(folder, settings)
+    stack = _particles(folder, settings) if stack is None else stack
     return ReportData(
         map=volume,
         settings=settings,
@@ -160,7 +166,7 @@ def of_particles(stack: ParticleStack, volume: Volume, facts: Mapping[str, Any])
         examples = example_images(stack, volume)
         statistics = image_statistics(stack, volume)
     return {
-        "pose": stack.pose,
+        "pose": None if stack.pose is None else stack.pose[spread_rows(len(stack), POSES_SHOWN)],
         "ctf": stack.ctf,
         "confidence": column("rlnMaxValueProbDistribution"),
         "entropy": column("cryorbitEntropyNats"),
@@ -203,12 +209,18 @@ def example_images(stack: ParticleStack, volume: Volume) -> Any:
 
 def predicted(stack: ParticleStack, volume: Volume, rows: torch.Tensor) -> torch.Tensor:
     """The map projected at the poses of `rows`, with CTF and shift."""
+    import torch
+
     from cryorbit.physics.formation import form_images
     from cryorbit.physics.project import prepare
 
     assert stack.pose is not None
-    ctf = None if stack.ctf is None else stack.ctf[rows]
-    return form_images(prepare(volume), stack.pose[rows], ctf, mode="fast")
+    prepared = prepare(volume)
+    images = []
+    for some in rows.split(PREDICTED_AT_A_TIME):
+        ctf = None if stack.ctf is None else stack.ctf[some]
+        images.append(form_images(prepared, stack.pose[some], ctf, mode="fast"))
+    return torch.cat(images)
 
 
 def image_statistics(stack: ParticleStack, volume: Volume) -> Any:
