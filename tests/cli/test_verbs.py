@@ -141,6 +141,34 @@ def test_fsc_with_a_mask_shows_what_the_mask_adds(shell, tmp_path):
     assert all(word in out for word in ("masked", "randomised", "corrected", "FSC 0.143"))
 
 
+def test_fsc_can_align_first(shell, tmp_path):
+    """A turned, mirrored copy of a map correlates with it after --align, and the hand is told."""
+    assert (
+        shell(
+            "simulate",
+            "synthetic",
+            "-o",
+            tmp_path / "s",
+            "--n-particles",
+            1,
+            "--box",
+            40,
+            "--pixel-size-A",
+            7,
+        )[0]
+        == 0
+    )
+    truth = tmp_path / "s" / "truth.mrc"
+    volume = read_map(truth)
+    turned = volume.values.rot90(1, (1, 2)).flip(0).contiguous()
+    write_map(tmp_path / "turned.mrc", Volume(turned, volume.pixel_size_A))
+    plain = json.loads(shell("fsc", tmp_path / "turned.mrc", truth, "--json")[1])
+    aligned = json.loads(shell("fsc", tmp_path / "turned.mrc", truth, "--align", "--json")[1])
+    assert min(aligned["fsc"][1:10]) > 0.95
+    assert min(plain["fsc"][1:10]) < 0.9
+    assert aligned["hand"] == -1
+
+
 def test_fsc_table_reads_back(tmp_path, simulated):
     """fsc.star keeps shells and curves."""
     from cryorbit.analysis.fsc import fourier_shell_correlation

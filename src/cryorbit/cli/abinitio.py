@@ -136,6 +136,7 @@ def write_result(folder: RunFolder, stack: ParticleStack, result: AbinitioResult
         verdict=result.verdict,
         verdict_level="good" if result.converged else "bad",
         converged=result.converged,
+        log_likelihood_mean=float(result.log_likelihood.double().mean()),
         resolution_0143_A=result.curve.resolution_A(0.143),
         particles=len(stack),
     )

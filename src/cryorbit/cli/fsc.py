@@ -5,12 +5,15 @@ from __future__ import annotations
 import json as json_format
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ConfigOptions
+
+if TYPE_CHECKING:
+    from cryorbit.data import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,8 @@ class Settings:
     """Second map."""
     mask: Annotated[Path | None, tyro.conf.arg(metavar="M.mrc")] = None
     """Soft mask; its effect is measured by phase randomisation and taken out."""
+    align: bool = False
+    """Turn, shift and, if that fits better, mirror A onto B first; boxes and pixel sizes may then differ."""
     seed: int = 0
     """Seed of the random phases."""
     json: bool = False
@@ -38,6 +43,9 @@ def run(settings: Settings) -> int:
     from cryorbit.io.mrc import read_map
 
     a, b = read_map(settings.map_a), read_map(settings.map_b)
+    placed = {}
+    if settings.align:
+        a, placed = aligned(a, b)
     columns = {"fsc": fourier_shell_correlation(a, b)}
     warnings = []
     if settings.mask is not None:
@@ -59,6 +67,7 @@ def run(settings: Settings) -> int:
         "resolution_05_A": final.resolution_A(0.5),
         "frequency_per_A": final.frequency_per_A.tolist(),
         **{name: curve.correlation.tolist() for name, curve in columns.items()},
+        **placed,
         "warnings": warnings,
     }
     if settings.json:
@@ -66,6 +75,15 @@ def run(settings: Settings) -> int:
     else:
         _print_table(result, list(columns))
     return 0
+
+
+def aligned(moving: Volume, reference: Volume) -> tuple[Volume, dict[str, object]]:
+    """The map on the reference, and how it got there."""
+    from cryorbit.analysis.align import align_map
+
+    found = align_map(moving, reference)
+    how = {"hand": found.hand, "alignment_score": found.score, "alignment_significance": found.significance}
+    return found.aligned, how
 
 
 def finite(value: object) -> object:
@@ -86,5 +104,7 @@ def _print_table(result: dict, names: list[str]) -> None:
         print(f"{shell:5d}  {resolution}  " + "  ".join(f"{result[name][shell]:10.4f}" for name in names))
     at_0143, at_05 = result["resolution_0143_A"], result["resolution_05_A"]
     print(f"resolution at FSC 0.143: {at_0143:.2f} A, at 0.5: {at_05:.2f} A")
+    if "hand" in result:
+        print(f"aligned: hand {result['hand']:+d}, score {result['alignment_score']:.3f}")
     for warning in result["warnings"]:
         print(f"warning: {warning}")
