@@ -24,7 +24,7 @@ from physics_models import GaussianBlobs, uniform_rotations
 F64 = torch.float64
 BOXES = (31, 32)
 BEYOND_NYQUIST = 1e-6
-"""Blobs of 1.5 px fall to exp(-0.5 (1.5 pi)^2) = 1.5e-5 at Nyquist; aliases inside the rings are below that."""
+"""Blobs of 1.5 px fall to exp(-0.5 (1.5 pi)^2) = 1.5e-5 at Nyquist; inside the rings aliases are smaller."""
 
 
 def _random(*shape, seed=0):

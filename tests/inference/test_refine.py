@@ -1,4 +1,4 @@
-"""Laws of pose refinement: its slope is the misfit's, it finds the pose and knows how well, no frame is special."""
+"""Laws of pose refinement: its slope is the misfit's, it finds the pose and knows how well."""
 
 import math
 from functools import lru_cache

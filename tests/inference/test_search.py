@@ -29,7 +29,7 @@ SINGLE_SUMS = 1e-5
 """float32 sums of some thousand terms of mixed sign, relative to the largest score."""
 
 ASTIGMATIC_REST = 5e-3
-"""What orders above 12 of a squared CTF hold whose phase varies by +-2 rad (J_7(4) = 0.015), averaged by |T|^2."""
+"""Orders above 12 of a squared CTF whose phase varies by +-2 rad (J_7(4) = 0.015), weakened by |T|^2."""
 
 
 def _scores(problem: RingProblem, **changes):
