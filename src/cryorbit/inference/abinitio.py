@@ -209,31 +209,29 @@ class _Run:
             **PoseTable.empty(len(self.stack)).state(),
         }
 
-    def _coarse_view(self, state: dict[str, Any]) -> tuple[Tensor, View]:
-        """The coarse map's transform and templates on the grid of all poses."""
+    def _view(self, half: Tensor, sd: float, *, reach_sd: float) -> View:
+        """Templates of a map, given by its transform, on the grid of all poses; shifts out to `reach_sd` times `sd`."""
         plan, observed = self.plan, self.observed
-        half = Lattice(plan.box).to_half(state["coarse_map"])
         radius = max(plan.first_radius, round(0.75 * plan.last_radius))
         level = level_for(radius, observed.particle_radius_px, box=observed.box)
         directions = healpix_directions(level.order)
         if len(self.group) > 1:
             directions = directions[in_asymmetric_unit(directions, self.group.double())]
-        sd = state["shift_sd_px"]
-        view = make_view(
+        return make_view(
             half,
             level,
             directions,
             n=plan.box,
             box=observed.box,
-            reach_px=min(max(3 * sd, level.shift_step_px), 0.25 * observed.box),
+            reach_px=min(max(reach_sd * sd, level.shift_step_px), 0.35 * observed.box),
             shift_sd_px=sd,
             ctf=self.stack.ctf,
             pixel_size_A=self.stack.pixel_size_A,
         )
-        return half, view
 
     def _locate(self, state: dict[str, Any]) -> Iterator[Progress]:
-        half, view = self._coarse_view(state)
+        half = Lattice(self.plan.box).to_half(state["coarse_map"])
+        view = self._view(half, state["shift_sd_px"], reach_sd=3.3)
         poses = PoseTable.restore(state)
         blocks = torch.arange(len(self.stack)).split(64 * self.team.count)
         for i in range(state["block"], len(blocks)):
@@ -251,7 +249,7 @@ class _Run:
                 )
                 poses.rotation[rows], poses.shift_px[rows] = found.rotation, found.shift_px
                 poses.log_likelihood[rows], poses.confidence[rows] = found.log_likelihood, found.confidence
-                poses.entropy[rows] = found.entropy
+                poses.entropy[rows], poses.explained[rows] = found.entropy, found.explained
 
             self.team.map(work, blocks[i].split(16))
             done = blocks[i][-1].item() + 1
@@ -269,6 +267,7 @@ class _Run:
                 dict(state),
             )
         state |= {"stage": "refine", "round": 0, "block": 0, "radius": self.plan.last_radius}
+        state["shift_sd_px"] = max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)
         state["visits"] += len(self.stack)
         return state
 
@@ -347,6 +346,8 @@ class _Run:
             maps = None
             if current:
                 maps = self._solve({"raw0": state["last0"], "raw1": state["last1"]}, state["last_reach"])
+            if maps is not None and current == 2 and not state.get("looked_twice"):
+                yield from self._second_look(state, poses, maps)
             yield from self._sweep(
                 state, poses, maps, radius=radius, reach=reach, label=f"refinement, round {current}"
             )
@@ -362,10 +363,46 @@ class _Run:
                 "round": current + 1,
                 "radius": grown,
             }
-            if current >= self.settings.rounds or (current > 1 and grown <= radius + 1) or self._sharp(poses):
+            done = current > 1 and (grown <= radius + 1 or self._sharp(poses))
+            if done or current >= self.settings.rounds:
                 state |= {"stage": "final"}
                 state.pop("last0"), state.pop("last1")
                 return state
+
+    def _second_look(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps) -> Iterator[Progress]:
+        """Search all poses again, with the better maps, for the images that are explained worst."""
+        if "doubtful" not in state:
+            state |= {"doubtful": poses.doubtful(), "doubt_block": 0}
+        # One particle in ninety sits beyond three standard deviations in the plane.
+        views = [self._view(h, state["shift_sd_px"], reach_sd=4.5) for h in maps.halves]
+        blocks = state["doubtful"].split(32 * self.team.count)
+        for i in range(state["doubt_block"], len(blocks)):
+
+            def work(part: tuple[Tensor, int]) -> None:
+                rows, half = part
+                found = locate(
+                    self.observed,
+                    rows,
+                    views[half],
+                    maps.halves[half],
+                    radius=min(state["radius"], int(1.5 * self.plan.last_radius)),
+                    iterations=3,
+                    shift_sd_px=state["shift_sd_px"],
+                    crop=self.plan.box,
+                    known=(poses.rotation[rows], poses.shift_px[rows]),
+                )
+                poses.rotation[rows], poses.shift_px[rows] = found.rotation, found.shift_px
+                poses.log_likelihood[rows], poses.confidence[rows] = found.log_likelihood, found.confidence
+                poses.entropy[rows], poses.explained[rows] = found.entropy, found.explained
+
+            sides = self.halves[blocks[i]]
+            self.team.map(work, [(p, h) for h in (0, 1) for p in blocks[i][sides == h].split(16) if len(p)])
+            state["visits"] += len(blocks[i])
+            state |= {"doubt_block": i + 1, **poses.state()}
+            metrics = {"image_visits": float(state["visits"]), "doubtful": float(len(state["doubtful"]))}
+            yield Progress("second look", i + 1, len(blocks), 0.75, metrics, dict(state))
+        state["looked_twice"] = True
+        del state["doubtful"]
 
     def _sharp(self, poses: PoseTable) -> bool:
         """Whether the poses' errors, by their curvature, no longer blur the finest shell of a particle of this size."""

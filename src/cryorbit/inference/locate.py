@@ -33,6 +33,8 @@ class Located:
     """Posterior probability of the chosen mode against the other modes."""
     entropy: Float[Tensor, "n"]
     """Of the posterior on the grid, in nats relative to the uniform distribution (0: nothing is known)."""
+    explained: Float[Tensor, "n"]
+    """See `RefinedPoses`."""
 
 
 def disk_data(
@@ -98,13 +100,19 @@ def locate(
     iterations: int,
     shift_sd_px: float,
     crop: int,
+    known: tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 2"]] | None = None,
 ) -> Located:
-    """Search the whole grid, refine the best modes at `radius`, and keep the most likely one of each image."""
+    """Search the whole grid, refine the best modes at `radius`, and keep the most likely one of each image.
+
+    Poses `known` from before (rotation, shift in pixels) compete with the modes.
+    """
     transforms = observed.transforms(rows)
     modes = grid_modes(observed, rows, crop_images(transforms, crop), view)
     data = disk_data(observed, rows, transforms, radius)
     n, k = modes.rotation.shape[:2]
     tried: list[RefinedPoses] = []
+    if known is not None:
+        tried.append(refine_poses(data, half, *known, iterations=iterations, shift_sd_px=shift_sd_px))
     for j in range(k):
         # First at low frequencies, whose basin is wider than a cell of the grid.
         start = refine_poses(
@@ -124,15 +132,16 @@ def locate(
     every = torch.arange(n)
     same = _close(rotation, rotation[every, best])
     share = torch.softmax(likelihood, 1)
-    # Modes that ran into the same place count once.
+    # Modes that ran into the same place are one.
     other = (share * ~same).sum(1)
     shift = torch.stack([t.shift_px for t in tried], 1)
     return Located(
         rotation[every, best],
         shift[every, best],
         likelihood[every, best],
-        share[every, best] / (share[every, best] + other),
+        1 - other,
         modes.entropy,
+        torch.stack([t.explained for t in tried], 1)[every, best],
     )
 
 

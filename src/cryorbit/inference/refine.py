@@ -46,6 +46,8 @@ class RefinedPoses:
     shift_px: Float[Tensor, "n 2"]
     log_likelihood: Float[Tensor, "n"]
     """-f + |X|^2 terms: twice the half-disk sum, so that differences are log-likelihood differences."""
+    explained: Float[Tensor, "n"]
+    """Drop of the misfit against an empty map, over the model's own power: 1 on average where the pose is right."""
     angle_sd_deg: Float[Tensor, "n"]
     """Root mean variance of the three angles by the curvature (Cramer-Rao), degrees."""
 
@@ -92,7 +94,7 @@ def refine_poses(
         best = best.replaced_where(better, new)
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(1e-5, 1e4)
     variance = torch.linalg.inv(best.normal.double())[:, :3, :3].diagonal(dim1=1, dim2=2).mean(1)
-    return RefinedPoses(rotation, shift_px, -best.misfit, (variance.clamp_min(0).sqrt() * (180 / math.pi)).float())
+    return RefinedPoses(rotation, shift_px, -best.misfit, best.explained, (variance.clamp_min(0).sqrt() * (180 / math.pi)).float())
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +102,14 @@ class _Normal:
     misfit: Tensor
     normal: Tensor
     gradient: Tensor
+    explained: Tensor
 
     def replaced_where(self, better: Tensor, new: _Normal) -> _Normal:
         return _Normal(
             torch.where(better, new.misfit, self.misfit),
             torch.where(better[:, None, None], new.normal, self.normal),
             torch.where(better[:, None], new.gradient, self.gradient),
+            torch.where(better, new.explained, self.explained),
         )
 
 
@@ -146,9 +150,11 @@ def _evaluate(
     normal = 2 * torch.bmm(flat, flat.transpose(1, 2))
     slope = 2 * torch.bmm(flat, r[..., None])[..., 0]
     misfit = r.square().sum(1)
+    power = torch.view_as_real(model).square().sum((1, 2))
+    gain = torch.view_as_real(data.transform).square().sum((1, 2)) - misfit
     prior = 1 / shift_sd_px**2
     misfit = misfit + 0.5 * prior * shift_px.square().sum(1)
     slope[:, 3:] -= prior * shift_px
     normal[:, 3, 3] += prior
     normal[:, 4, 4] += prior
-    return _Normal(misfit, normal, slope)
+    return _Normal(misfit, normal, slope, gain / power.clamp_min(1e-20))

@@ -28,7 +28,24 @@ class PoseTable:
     log_likelihood: Float[Tensor, "n"]
     confidence: Float[Tensor, "n"]
     entropy: Float[Tensor, "n"]
+    explained: Float[Tensor, "n"]
     angle_sd_deg: Float[Tensor, "n"]
+
+    def doubtful(self) -> Int[Tensor, "m"]:
+        """Rows that the map explains worse than most, or whose pose has a rival: at most 40 %, at least the worst 5 %."""
+        middle = self.explained.median()
+        spread = 1.4826 * (self.explained - middle).abs().median()
+        low = self.explained < middle - 1.5 * spread
+        worst = torch.argsort(self.explained)
+        n = len(worst)
+        chosen = low | (self.confidence < 0.99)
+        keep = torch.zeros(n, dtype=torch.bool)
+        keep[worst[: max(n // 20, 1)]] = True
+        keep |= chosen
+        if int(keep.sum()) > 0.4 * n:
+            keep[:] = False
+            keep[worst[: int(0.4 * n)]] = True
+        return torch.nonzero(keep)[:, 0]
 
     @classmethod
     def empty(cls, n: int) -> PoseTable:
@@ -36,6 +53,7 @@ class PoseTable:
         return cls(
             torch.eye(3).repeat(n, 1, 1),
             torch.zeros(n, 2),
+            torch.zeros(n),
             torch.zeros(n),
             torch.zeros(n),
             torch.zeros(n),
@@ -80,6 +98,7 @@ def refine_block(
         poses.rotation[chosen] = found.rotation
         poses.shift_px[chosen] = found.shift_px
         poses.log_likelihood[chosen] = found.log_likelihood
+        poses.explained[chosen] = found.explained
         poses.angle_sd_deg[chosen] = found.angle_sd_deg
 
     parts = [(p, h) for h in (0, 1) for p in rows[halves == h].split(CHUNK) if len(p)]
