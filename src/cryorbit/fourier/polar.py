@@ -73,7 +73,7 @@ def image_to_rings(
 
 
 def to_circle(rings: Complex[Tensor, "*batch a"]) -> Float[Tensor, "*batch t"]:
-    """c = Re X + Im X on the whole circle, from X on half of it."""
+    """C = Re X + Im X on the whole circle, from X on half of it."""
     real, imag = rings.real, rings.imag
     return torch.cat((real + imag, real - imag), -1)
 
@@ -84,9 +84,7 @@ def from_circle(circle: Float[Tensor, "*batch t"]) -> Complex[Tensor, "*batch a"
     return torch.complex((first + second) / 2, (first - second) / 2)
 
 
-def circle_to_harmonics(
-    circle: Float[Tensor, "*batch t"], m_max: int
-) -> Complex[Tensor, "*batch m"]:
+def circle_to_harmonics(circle: Float[Tensor, "*batch t"], m_max: int) -> Complex[Tensor, "*batch m"]:
     """Circular harmonics c_m = sum_t c(t) exp(-i m t), m = 0 .. m_max."""
     return torch.fft.rfft(circle, dim=-1)[..., : m_max + 1]
 

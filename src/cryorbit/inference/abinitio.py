@@ -22,7 +22,7 @@ from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.geometry.so3_grid import healpix_directions
 from cryorbit.geometry.symmetry import in_asymmetric_unit, point_group
-from cryorbit.inference.coarse import CoarsePlan, CoarseStage
+from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
 from cryorbit.inference.engine import Progress, Workers, generator_from, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
 from cryorbit.inference.lattice import Lattice
@@ -85,9 +85,7 @@ def half_sets(stack: ParticleStack, *, generator: torch.Generator) -> Int[Tensor
         return stack.half_set.long() - 1
     n = len(stack)
     if stack.micrograph is not None:
-        names, index = torch.unique(
-            torch.tensor([hash_of(m) for m in stack.micrograph]), return_inverse=True
-        )
+        names, index = torch.unique(torch.tensor([hash_of(m) for m in stack.micrograph]), return_inverse=True)
         if len(names) >= 4:
             count = torch.bincount(index)
             order = torch.randperm(len(names), generator=generator)
@@ -151,8 +149,10 @@ class _Run:
             self.limit = min(self.limit, int(box * stack.pixel_size_A / settings.max_resolution_A))
         fold = len(self.group) ** (1 / 3)
         first = min(max(3, round(1.05 * box / radius)), self.limit - 1)
-        last = min(max(first + 2, round(2.9 * fold * box / radius)), self.limit)
-        self.coarse_rows = torch.randperm(len(stack), generator=generator)[: settings.coarse_images].sort().values
+        last = min(max(first + 2, round(2.9 * fold * box / radius)), self.limit, box // 2 - 4)
+        self.coarse_rows = (
+            torch.randperm(len(stack), generator=generator)[: settings.coarse_images].sort().values
+        )
         ramp = max(int(0.8 * settings.batches), 4)
         self.plan = CoarsePlan(
             n_starts=settings.starts,
@@ -162,7 +162,7 @@ class _Run:
             forgetting=settings.forgetting,
             first_radius=first,
             last_radius=last,
-            box=2 * (last + 3),
+            box=min(2 * (last + 3), 2 * (box // 2)),
         )
         self.visits = 0
 
@@ -188,6 +188,7 @@ class _Run:
                 "radius": float(self.plan.radius(stage.batch - 1)),
                 "log_evidence": best.log_evidence[-1],
                 "starts": float(len(stage.starts)),
+                "parity_gain": stage.parity_gain,
                 "shift_sd_A": best.shift_sd_px * self.stack.pixel_size_A,
             }
             yield Progress(
@@ -206,6 +207,7 @@ class _Run:
             "coarse_map": best.map,
             "shift_sd_px": best.shift_sd_px,
             "coarse_evidence": best.recent_evidence(),
+            "parity_gain": stage.parity_gain,
             **PoseTable.empty(len(self.stack)).state(),
         }
 
@@ -234,23 +236,23 @@ class _Run:
         view = self._view(half, state["shift_sd_px"], reach_sd=3.3)
         poses = PoseTable.restore(state)
         blocks = torch.arange(len(self.stack)).split(64 * self.team.count)
+        shift_sd_px = state["shift_sd_px"]
+
+        def work(rows: Tensor) -> None:
+            found = locate(
+                self.observed,
+                rows,
+                view,
+                half,
+                self.group,
+                radius=self.plan.last_radius,
+                iterations=3,
+                shift_sd_px=shift_sd_px,
+                crop=self.plan.box,
+            )
+            poses.put(rows, found)
+
         for i in range(state["block"], len(blocks)):
-
-            def work(rows: Tensor) -> None:
-                found = locate(
-                    self.observed,
-                    rows,
-                    view,
-                    half,
-                    radius=self.plan.last_radius,
-                    iterations=3,
-                    shift_sd_px=state["shift_sd_px"],
-                    crop=self.plan.box,
-                )
-                poses.rotation[rows], poses.shift_px[rows] = found.rotation, found.shift_px
-                poses.log_likelihood[rows], poses.confidence[rows] = found.log_likelihood, found.confidence
-                poses.entropy[rows], poses.explained[rows] = found.entropy, found.explained
-
             self.team.map(work, blocks[i].split(16))
             done = blocks[i][-1].item() + 1
             state |= {"block": i + 1, **poses.state()}
@@ -288,7 +290,14 @@ class _Run:
         return support_mask(lattice.n, radius * lattice.n / self.observed.box)
 
     def _sweep(
-        self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, radius: int, reach: int, label: str
+        self,
+        state: dict[str, Any],
+        poses: PoseTable,
+        maps: HalfMaps | None,
+        *,
+        radius: int,
+        reach: int,
+        label: str,
     ) -> Iterator[Progress]:
         """One pass over all images: refine against `maps` if given, insert out to `reach`; the sums are in `state`."""
         lattice = self._lattice(reach)
@@ -324,7 +333,7 @@ class _Run:
             )
             state |= {"block": i + 1, **poses.state()}
             metrics = {"image_visits": float(state["visits"]), "radius": float(radius)}
-            share = (state["round"] + (i + 1) / len(blocks)) / (self.settings.rounds + 1)
+            share = (state["round"] + (i + 1) / len(blocks)) / (self.settings.rounds + 2)
             yield Progress(label, i + 1, len(blocks), 0.6 + 0.4 * share, metrics, dict(state))
 
     def _solve(self, state: dict[str, Any], reach: int) -> HalfMaps:
@@ -376,25 +385,25 @@ class _Run:
         # One particle in ninety sits beyond three standard deviations in the plane.
         views = [self._view(h, state["shift_sd_px"], reach_sd=4.5) for h in maps.halves]
         blocks = state["doubtful"].split(32 * self.team.count)
+        radius, shift_sd_px = min(state["radius"], int(1.5 * self.plan.last_radius)), state["shift_sd_px"]
+
+        def work(part: tuple[Tensor, int]) -> None:
+            rows, half = part
+            found = locate(
+                self.observed,
+                rows,
+                views[half],
+                maps.halves[half],
+                self.group,
+                radius=radius,
+                iterations=3,
+                shift_sd_px=shift_sd_px,
+                crop=self.plan.box,
+                known=(poses.rotation[rows], poses.shift_px[rows]),
+            )
+            poses.put(rows, found)
+
         for i in range(state["doubt_block"], len(blocks)):
-
-            def work(part: tuple[Tensor, int]) -> None:
-                rows, half = part
-                found = locate(
-                    self.observed,
-                    rows,
-                    views[half],
-                    maps.halves[half],
-                    radius=min(state["radius"], int(1.5 * self.plan.last_radius)),
-                    iterations=3,
-                    shift_sd_px=state["shift_sd_px"],
-                    crop=self.plan.box,
-                    known=(poses.rotation[rows], poses.shift_px[rows]),
-                )
-                poses.rotation[rows], poses.shift_px[rows] = found.rotation, found.shift_px
-                poses.log_likelihood[rows], poses.confidence[rows] = found.log_likelihood, found.confidence
-                poses.entropy[rows], poses.explained[rows] = found.entropy, found.explained
-
             sides = self.halves[blocks[i]]
             self.team.map(work, [(p, h) for h in (0, 1) for p in blocks[i][sides == h].split(16) if len(p)])
             state["visits"] += len(blocks[i])
@@ -413,12 +422,12 @@ class _Run:
     def _final(self, state: dict[str, Any]) -> Iterator[Progress]:
         poses = PoseTable.restore(state)
         reach = (self.stack.box - 1) // 2
-        yield from self._sweep(state, poses, None, radius=state["radius"], reach=reach, label="final half maps")
+        yield from self._sweep(
+            state, poses, None, radius=state["radius"], reach=reach, label="final half maps"
+        )
         lattice = Lattice(self.stack.box + self.stack.box % 2)
         mask = self._mask(lattice)
-        solved = solve_halves(
-            (state["raw0"], state["raw1"]), lattice, mask, radius=reach, joined_radius=0.0
-        )
+        solved = solve_halves((state["raw0"], state["raw1"]), lattice, mask, radius=reach, joined_radius=0.0)
         result = self._result(state, poses, solved)
         metrics = {
             "image_visits": float(state["visits"]),
@@ -431,9 +440,10 @@ class _Run:
         box, pixel = self.stack.box, self.stack.pixel_size_A
         halves = [Volume(_fit(m, box), pixel) for m in solved.maps]
         curve = fourier_shell_correlation(halves[0], halves[1])
-        filtered = sum(solved.lattice.to_map(h) for h in solved.halves) / 2
-        assert isinstance(filtered, Tensor)
-        verdict, converged = _verdict(poses, curve)
+        filtered = (solved.filtered[0] + solved.filtered[1]) / 2
+        verdict, converged = _verdict(
+            poses, curve, state["parity_gain"] / max(abs(state["coarse_evidence"]), 1e-6)
+        )
         return AbinitioResult(
             pose=Pose(poses.rotation, poses.shift_px * pixel),
             half_set=self.halves + 1,
@@ -455,7 +465,14 @@ def _fit(values: Tensor, box: int) -> Tensor:
     return values if not extra else values[extra:, extra:, extra:].contiguous()
 
 
-def _verdict(poses: PoseTable, curve: ShellCorrelation) -> tuple[str, bool]:
+def _verdict(poses: PoseTable, curve: ShellCorrelation, parity_share: float) -> tuple[str, bool]:
+    """What a user may believe, without any truth at hand."""
+    if parity_share > 1.5 * KICK_ABOVE:
+        return (
+            f"Not converged: the images still split into two groups ({parity_share:.0%} of what the map explains), as they "
+            "do when it mixes the two hands. Run again with another --seed or more --starts.",
+            False,
+        )
     confident = float((poses.confidence > 0.9).float().mean())
     resolution = curve.resolution_A(threshold=0.143)
     if confident > 0.8:

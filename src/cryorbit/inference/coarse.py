@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from cryorbit.inference.engine import Workers, generator_from
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.observations import Observations, support_mask
+from cryorbit.inference.parity import ParitySplit, PosedImages, insert_posed, parity_split
+from cryorbit.inference.refine import half_disk
 from cryorbit.inference.ring_em import (
-    BatchResult,
+    NOISE_FLOOR,
     SmallImages,
     coarse_map,
     expectation_maximisation_batch,
@@ -22,6 +25,12 @@ from cryorbit.inference.ring_em import (
     random_start,
 )
 
+KICKED = 900
+"""Number of the start that the parity kick made."""
+KICK_ABOVE = 0.06
+"""Gain of a two-signed component, as a share of the log evidence, above which the kick is tried.
+
+Maps of one hand show about 0.03, which is the grid's own error in the poses; a map of both hands more than 0.1."""
 MAP_REGULARISER = 0.1
 """Share of the shell-wise Wiener term; the full term makes the early map too smooth to break its symmetry."""
 
@@ -52,10 +61,12 @@ class CoarsePlan:
         return min(self.last_radius, int(grown))
 
     def alive(self, batch: int) -> int:
-        """Starts still carried on in this batch: all, then half, then one."""
+        """Starts still carried on in this batch: all, then half, then one, and after the ramp that and its kicked twin."""
         if batch < 0.45 * self.ramp:
             return self.n_starts
-        return max(1, self.n_starts // 2) if batch < 0.75 * self.ramp else 1
+        if batch < 0.75 * self.ramp:
+            return max(1, self.n_starts // 2)
+        return 1 if batch < self.ramp else 2
 
 
 @dataclass(eq=False)
@@ -67,6 +78,8 @@ class Start:
     map: Tensor
     shift_sd_px: float
     log_evidence: list[float]
+    recent: Tensor = field(default_factory=lambda: torch.zeros(0, 12))
+    """Image, rotation and shift of the images of the last batches, a row each: what the parity kick works on."""
 
     def recent_evidence(self) -> float:
         """Mean log evidence of the last eight batches."""
@@ -88,7 +101,7 @@ class CoarseStage:
         self.seed = seed
         self.batch = 0
         self.starts: list[Start] = []
-        self.last: BatchResult | None = None
+        self.parity_gain = 0.0
 
     @property
     def done(self) -> bool:
@@ -118,6 +131,8 @@ class CoarseStage:
 
     def step(self) -> None:
         """One batch of every start that is still alive; all of them see the same images."""
+        if self.batch == self.plan.ramp:
+            self._kick()
         alive = self.plan.alive(self.batch)
         if alive < len(self.starts):
             ranked = sorted(self.starts, key=Start.recent_evidence, reverse=True)
@@ -127,6 +142,47 @@ class CoarseStage:
         for start in self.starts:
             self._advance(start, index)
         self.batch += 1
+        if self.done:
+            self.parity_gain = self._split(self.best)[1].gain
+
+    def _kick(self) -> None:
+        """If the residuals of the best start have a two-signed component, let the map of one sign compete with it."""
+        best = self.best
+        data, split = self._split(best)
+        self.parity_gain = split.gain
+        if split.gain < KICK_ABOVE * abs(best.recent_evidence()):
+            return
+        raw = insert_posed(data, split.sign > 0, self.lattice, torch.ones(len(split.sign)))
+        kicked = self._solve(raw, self.plan.last_radius)
+        self.starts = [best, Start(KICKED, raw, kicked, best.shift_sd_px, [], best.recent)]
+        # The two are compared on the batches to come only.
+        self._dropped_visits += self.plan.batch * len(best.log_evidence)
+        best.log_evidence = []
+
+    def _split(self, start: Start) -> tuple[PosedImages, ParitySplit]:
+        """The rank-1 split of the images that the start saw last."""
+        index, rotation, shift = start.recent[:, 0].long(), start.recent[:, 1:10], start.recent[:, 10:]
+        radius = self.plan.last_radius
+        points = half_disk(radius)
+        rows, n = self.small.rows[index], self.plan.box
+        transform = torch.fft.rfft2(torch.fft.ifftshift(self.small.images[index], dim=(-2, -1)))
+        values = transform[:, points[:, 1].long() % n, points[:, 0].long()]
+        values = self.observed.undo_odd_phase(values, rows, points)
+        deviation = self.observed.noise_at(points.norm(dim=1), floor=NOISE_FLOOR).sqrt()
+        phase = shift @ points.T * (2 * math.pi / self.observed.box)
+        rotation = rotation.reshape(-1, 3, 3)
+        at = points[:, :1] * rotation[:, None, 0] + points[:, 1:] * rotation[:, None, 1]
+        data = PosedImages(
+            values * torch.polar((1 / deviation).expand_as(phase), phase),
+            self.observed.ctf(rows, points) / deviation,
+            at,
+        )
+        generator = generator_from(None, seed=self._seed(998, 0))
+        half = self.lattice.to_half(start.map)
+        split = parity_split(
+            data, half, self.lattice, self.mask, radius=radius, iterations=12, generator=generator
+        )
+        return data, split
 
     def _advance(self, start: Start, index: Tensor) -> None:
         radius = self.plan.radius(self.batch)
@@ -151,7 +207,8 @@ class CoarseStage:
         spread = max(float(result.shift_px.square().mean()), 0.25 * level.shift_step_px**2)
         start.shift_sd_px = (0.9 * start.shift_sd_px**2 + 0.1 * spread) ** 0.5
         start.log_evidence.append(float(result.log_evidence.mean()))
-        self.last = result
+        seen = torch.cat((index[:, None].float(), result.rotation.flatten(1), result.shift_px), 1)
+        start.recent = torch.cat((start.recent, seen))[-12 * self.plan.batch :]
 
     def _solve(self, raw: Tensor, radius: int) -> Tensor:
         return coarse_map(raw, self.lattice, radius=radius, mask=self.mask, regulariser=MAP_REGULARISER)
@@ -160,7 +217,9 @@ class CoarseStage:
         """Images of this batch: pass after pass over the stack, each in its own random order."""
         n, size = len(self.small.rows), min(self.plan.batch, len(self.small.rows))
         per_pass = n // size
-        order = torch.randperm(n, generator=generator_from(None, seed=self._seed(997, self.batch // per_pass)))
+        order = torch.randperm(
+            n, generator=generator_from(None, seed=self._seed(997, self.batch // per_pass))
+        )
         at = (self.batch % per_pass) * size
         return order[at : at + size]
 
@@ -172,17 +231,26 @@ class CoarseStage:
         out: dict[str, Any] = {
             "coarse_batch": self.batch,
             "coarse_dropped": self._dropped_visits,
+            "coarse_parity_gain": self.parity_gain,
             "coarse_starts": [[s.number, s.shift_sd_px, s.log_evidence] for s in self.starts],
         }
         for i, s in enumerate(self.starts):
-            out |= {f"coarse_raw{i}": s.raw, f"coarse_map{i}": s.map}
+            out |= {f"coarse_raw{i}": s.raw, f"coarse_map{i}": s.map, f"coarse_recent{i}": s.recent}
         return out
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.batch = state["coarse_batch"]
         self._dropped_visits = state["coarse_dropped"]
+        self.parity_gain = state["coarse_parity_gain"]
         self.starts = [
-            Start(number, state[f"coarse_raw{i}"], state[f"coarse_map{i}"], sd, list(evidence))
+            Start(
+                number,
+                state[f"coarse_raw{i}"],
+                state[f"coarse_map{i}"],
+                sd,
+                list(evidence),
+                state[f"coarse_recent{i}"],
+            )
             for i, (number, sd, evidence) in enumerate(state["coarse_starts"])
         ]

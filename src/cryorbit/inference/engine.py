@@ -31,7 +31,8 @@ class Progress:
     metrics
         Numbers for the log; "image_visits" counts images compared with a map so far.
     state
-        Tensors and plain values by name; giving it back to the run continues it to the same result.
+        Tensors and plain values by name; giving it back to the run continues it to the same result. The tensors are
+        those of the running loop: save or copy them before asking for the next record.
     result
         Set in the last record only.
     """

@@ -20,6 +20,8 @@ class HalfMaps:
     """Transforms of the regularised, masked half maps, for trilinear reads."""
     maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
     """Half maps without regularisation or mask."""
+    filtered: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]
+    """Half maps with the Wiener filter and the mask."""
     correlation: Float[Tensor, "shells"]
     """Between the masked half maps, per Fourier pixel."""
 
@@ -60,15 +62,21 @@ def solve_halves(
     shared = lattice.shells() <= joined_radius
     numerator = 0.5 * (sums[0].numerator + sums[1].numerator)
     weight = 0.5 * (sums[0].weight + sums[1].weight)
-    halves = []
+    regularised = []
     for s, w in zip(sums, weights, strict=True):
-        joined = Sums(lattice, torch.where(shared, numerator, s.numerator), torch.where(shared, weight, s.weight))
+        joined = Sums(
+            lattice, torch.where(shared, numerator, s.numerator), torch.where(shared, weight, s.weight)
+        )
         filtered = joined.solve(w * (1 - usable) / usable, radius=radius)
-        halves.append(lattice.to_half(lattice.to_map(filtered) * mask))
-    return HalfMaps(lattice, (halves[0], halves[1]), (plain[0], plain[1]), correlation)
+        regularised.append(lattice.to_map(filtered) * mask)
+    first, second = regularised
+    halves = (lattice.to_half(first), lattice.to_half(second))
+    return HalfMaps(lattice, halves, (plain[0], plain[1]), (first, second), correlation)
 
 
-def shell_correlation(a: Float[Tensor, "n n n"], b: Float[Tensor, "n n n"], n_shells: int) -> Float[Tensor, "shells"]:
+def shell_correlation(
+    a: Float[Tensor, "n n n"], b: Float[Tensor, "n n n"], n_shells: int
+) -> Float[Tensor, "shells"]:
     """Fourier shell correlation of two maps for the first shells."""
     n = a.shape[0]
     fa, fb = torch.fft.rfftn(a), torch.fft.rfftn(b)

@@ -41,7 +41,7 @@ class Lattice:
         scatter(sums, points * 2, torch.stack((values.real, values.imag, weights)))
 
     def to_map(self, half: Complex[Tensor, "p p h"]) -> Float[Tensor, "n n n"]:
-        """The map whose slices are read from `half`."""
+        """The map of a solved transform (`Sums.solve`): the kernel that adding samples blurred it with is divided out."""
         real = torch.fft.irfftn(torch.fft.ifftshift(half, dim=(0, 1)), s=(self.padded,) * 3)
         low = self.n // 2
         index = (torch.arange(self.n) - low) % self.padded
@@ -83,7 +83,7 @@ class Sums:
         return cls(lattice, torch.complex(done[0], done[1]), done[2])
 
     def solve(self, added_weight: Float[Tensor, "shells"], *, radius: float) -> Complex[Tensor, "p p h"]:
-        """numerator / (weight + added weight of the shell), zero beyond `radius` Fourier pixels."""
+        """Solve numerator / (weight + added weight of the shell), zero beyond `radius` Fourier pixels."""
         shell = self.lattice.shells()
         extra = added_weight[shell.clamp_max(added_weight.shape[0] - 1)]
         return self.numerator / (self.weight + extra).clamp_min(1e-20) * (shell <= radius)

@@ -58,7 +58,13 @@ class Modes:
     entropy: Float[Tensor, "n"]
 
 
-def grid_modes(observed: Observations, rows: Int[Tensor, "n"], cropped: Float[Tensor, "n c c"], view: View) -> Modes:
+def grid_modes(
+    observed: Observations,
+    rows: Int[Tensor, "n"],
+    cropped: Float[Tensor, "n c c"],
+    view: View,
+    group: Float[Tensor, "g 3 3"],
+) -> Modes:
     """Exact posterior of each image on the grid of `view`; its best modes, at least 20 degrees apart."""
     data = ring_data(observed, rows, cropped, view.grid, view.kernel, floor=FLOOR)
     rotations, shifts, entropies = [], [], []
@@ -69,24 +75,27 @@ def grid_modes(observed: Observations, rows: Int[Tensor, "n"], cropped: Float[Te
         flat = over_shift.flatten().topk(min(192, over_shift.numel())).indices
         psi, v = flat // over_shift.shape[1], flat % over_shift.shape[1]
         candidates = in_plane_rotation(psi.float() * (2 * math.pi / view.plan.n_psi)) @ view.rotations[v]
-        keep = _separate(candidates)
+        keep = _separate(candidates, group)
         rotations.append(candidates[keep])
         shifts.append(view.shifts_px[scores[psi[keep], 0, :, v[keep]].argmax(1)])
         entropies.append(normalise(scores).entropy[0] - math.log(scores.numel()))
     return Modes(torch.stack(rotations), torch.stack(shifts), torch.stack(entropies))
 
 
-def _separate(candidates: Float[Tensor, "c 3 3"]) -> Int[Tensor, "k"]:
-    """Greedy choice of N_MODES rotations, best first, each MODE_APART_DEG from those before; repeats fill up."""
+def _separate(candidates: Float[Tensor, "c 3 3"], group: Float[Tensor, "g 3 3"]) -> Int[Tensor, "k"]:
+    """Greedy choice of N_MODES rotations, best first, each MODE_APART_DEG from those before; repeats fill up.
+
+    Rotations that the symmetry makes equal count as one.
+    """
     limit = 1 + 2 * math.cos(math.radians(MODE_APART_DEG))
     free = torch.ones(len(candidates), dtype=torch.bool)
     keep: list[int] = []
-    flat = candidates.reshape(-1, 9)
+    mates = (candidates[:, None] @ group).reshape(len(candidates), -1, 9)
     for _ in range(N_MODES):
         left = torch.nonzero(free)[:, 0]
         chosen = int(left[0]) if len(left) else keep[0]
         keep.append(chosen)
-        free &= flat @ flat[chosen] < limit
+        free &= (mates @ candidates[chosen].reshape(9)).amax(1) < limit
     return torch.tensor(keep)
 
 
@@ -95,6 +104,7 @@ def locate(
     rows: Int[Tensor, "n"],
     view: View,
     half: Complex[Tensor, "p p h"],
+    group: Float[Tensor, "g 3 3"],
     *,
     radius: int,
     iterations: int,
@@ -107,7 +117,7 @@ def locate(
     Poses `known` from before (rotation, shift in pixels) compete with the modes.
     """
     transforms = observed.transforms(rows)
-    modes = grid_modes(observed, rows, crop_images(transforms, crop), view)
+    modes = grid_modes(observed, rows, crop_images(transforms, crop), view, group)
     data = disk_data(observed, rows, transforms, radius)
     n, k = modes.rotation.shape[:2]
     tried: list[RefinedPoses] = []
@@ -124,13 +134,15 @@ def locate(
             shift_sd_px=shift_sd_px,
         )
         tried.append(
-            refine_poses(data, half, start.rotation, start.shift_px, iterations=iterations, shift_sd_px=shift_sd_px)
+            refine_poses(
+                data, half, start.rotation, start.shift_px, iterations=iterations, shift_sd_px=shift_sd_px
+            )
         )
     likelihood = torch.stack([t.log_likelihood for t in tried], 1)
     rotation = torch.stack([t.rotation for t in tried], 1)
     best = likelihood.argmax(1)
     every = torch.arange(n)
-    same = _close(rotation, rotation[every, best])
+    same = _close(rotation, rotation[every, best], group)
     share = torch.softmax(likelihood, 1)
     # Modes that ran into the same place are one.
     other = (share * ~same).sum(1)
@@ -145,7 +157,10 @@ def locate(
     )
 
 
-def _close(rotation: Float[Tensor, "n k 3 3"], chosen: Float[Tensor, "n 3 3"]) -> Tensor:
-    trace = (rotation * chosen[:, None]).sum((-1, -2))
+def _close(
+    rotation: Float[Tensor, "n k 3 3"], chosen: Float[Tensor, "n 3 3"], group: Float[Tensor, "g 3 3"]
+) -> Tensor:
+    """Whether each rotation is within half of MODE_APART_DEG of the chosen one or of a symmetry mate of it."""
+    mates = chosen[:, None] @ group
+    trace = torch.einsum("nkij,ngij->nkg", rotation, mates).amax(-1)
     return trace > 1 + 2 * math.cos(math.radians(MODE_APART_DEG / 2))
-

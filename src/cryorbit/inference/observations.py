@@ -167,12 +167,14 @@ def _shell_means(power: Float[Tensor, "box half"], box: int) -> Float[Tensor, "s
     return (total / torch.bincount(shell[inside], minlength=box // 2 + 1)).float()
 
 
-def crop_images(transforms: Complex[Tensor, "n box half"], n: int) -> Float[Tensor, "n n n"]:
-    """Images of n (even) pixels whose unnormalised transform is the middle of the given one, a disc's edge softened.
+def crop_images(transforms: Complex[Tensor, "n box half"], n: int) -> Float[Tensor, "n crop crop"]:
+    """Images of n (even) pixels whose unnormalised transform is the middle of the given one.
 
     Grey values change by (box / n)^2; the transform does not.
     """
     box = transforms.shape[-2]
+    if n % 2 or n > box:
+        raise BadInput(f"crop_images: cannot crop {box} px to {n} px; give an even size that fits.")
     centre = box // 2
     middle = transforms[:, centre - n // 2 : centre + n // 2, : n // 2 + 1].clone()
     middle[:, 0] = 0

@@ -94,7 +94,12 @@ def reconstruct(
 
 
 def _insert(
-    sums: Backprojector, stack: ParticleStack, rows: Int[Tensor, "k"], *, sign: float, device: torch.device | None
+    sums: Backprojector,
+    stack: ParticleStack,
+    rows: Int[Tensor, "k"],
+    *,
+    sign: float,
+    device: torch.device | None,
 ) -> None:
     assert stack.pose is not None  # checked by the caller
     images: Float[Tensor, "k h w"] = stack.images[rows].to(device) * sign

@@ -93,8 +93,12 @@ def refine_poses(
         shift_px = torch.where(better[:, None], trial[1], shift_px)
         best = best.replaced_where(better, new)
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(1e-5, 1e4)
-    variance = torch.linalg.inv(best.normal.double())[:, :3, :3].diagonal(dim1=1, dim2=2).mean(1)
-    return RefinedPoses(rotation, shift_px, -best.misfit, best.explained, (variance.clamp_min(0).sqrt() * (180 / math.pi)).float())
+    curvature = best.normal.double() + 1e-12 * torch.eye(5, dtype=torch.float64)
+    variance = torch.linalg.inv_ex(curvature)[0][:, :3, :3].diagonal(dim1=1, dim2=2).mean(1)
+    variance = variance.nan_to_num(math.pi**2).clamp(0, math.pi**2)
+    return RefinedPoses(
+        rotation, shift_px, -best.misfit, best.explained, (variance.sqrt() * (180 / math.pi)).float()
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,7 +65,7 @@ class SmallImages:
 def ring_data(
     observed: Observations,
     rows: Int[Tensor, "b"],
-    images: Float[Tensor, "b n n"],
+    images: Float[Tensor, "b crop crop"],
     grid: RingGrid,
     kernel: Tensor,
     *,
@@ -169,7 +169,11 @@ def make_view(
     shifts = shift_grid(reach_px, level.shift_step_px)
     log_prior = -shifts.square().sum(1) / (2 * shift_sd_px**2)
     plan = plan_search(
-        grid, level.m_max, level.n_psi, shift_phases(grid, shifts * (n / box)), log_prior - log_prior.logsumexp(0)
+        grid,
+        level.m_max,
+        level.n_psi,
+        shift_phases(grid, shifts * (n / box)),
+        log_prior - log_prior.logsumexp(0),
     )
     return View(grid, ring_kernel(grid), rotations, templates, plan, shifts)
 
@@ -198,7 +202,13 @@ def poses_of(view: View, best: Int[Tensor, "b"]) -> tuple[Float[Tensor, "b 3 3"]
 
 
 def expectation_maximisation_batch(
-    small: SmallImages, index: Int[Tensor, "b"], view: View, lattice: Lattice, group: Tensor, raw: Tensor, team: Workers
+    small: SmallImages,
+    index: Int[Tensor, "b"],
+    view: View,
+    lattice: Lattice,
+    group: Tensor,
+    raw: Tensor,
+    team: Workers,
 ) -> BatchResult:
     """Posterior of a batch; its averaged slices are added to the lattice sums `raw`, in place."""
 
@@ -252,7 +262,13 @@ def random_directions(order: int, group: Tensor, generator: torch.Generator) -> 
 
 
 def random_start(
-    small: SmallImages, lattice: Lattice, level: Level, group: Tensor, *, count: int, generator: torch.Generator
+    small: SmallImages,
+    lattice: Lattice,
+    level: Level,
+    group: Tensor,
+    *,
+    count: int,
+    generator: torch.Generator,
 ) -> Float[Tensor, "c p p h"]:
     """Sums of images inserted at random poses: a blob of about the right size."""
     grid = RingGrid(small.box, level.radius, level.n_angles)

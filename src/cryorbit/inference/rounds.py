@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,7 @@ from torch import Tensor
 from cryorbit.inference.engine import Workers
 from cryorbit.inference.half_maps import HalfMaps
 from cryorbit.inference.lattice import Lattice
-from cryorbit.inference.locate import disk_data
+from cryorbit.inference.locate import Located, disk_data
 from cryorbit.inference.observations import Observations
 from cryorbit.inference.refine import half_disk, refine_poses
 
@@ -47,6 +48,12 @@ class PoseTable:
             keep[worst[: int(0.4 * n)]] = True
         return torch.nonzero(keep)[:, 0]
 
+    def put(self, rows: Int[Tensor, "m"], found: Located) -> None:
+        """Take over what the search found for some rows."""
+        self.rotation[rows], self.shift_px[rows] = found.rotation, found.shift_px
+        self.log_likelihood[rows], self.confidence[rows] = found.log_likelihood, found.confidence
+        self.entropy[rows], self.explained[rows] = found.entropy, found.explained
+
     @classmethod
     def empty(cls, n: int) -> PoseTable:
         """A table to be filled."""
@@ -65,7 +72,7 @@ class PoseTable:
         return {f"pose_{name}": value for name, value in vars(self).items()}
 
     @classmethod
-    def restore(cls, state: dict[str, Tensor]) -> PoseTable:
+    def restore(cls, state: dict[str, Any]) -> PoseTable:
         """The table that `state` described."""
         return cls(**{name.removeprefix("pose_"): v for name, v in state.items() if name.startswith("pose_")})
 

@@ -3,13 +3,14 @@
 With X the transform of an image on rings, C its CTF, s^2 the noise power and T^v the slice of the map seen from direction
 v, the log-likelihood of (v, psi, t), up to a constant of the image, is
 
-    S_v(psi, t) = sum_k Y_t(k) T^v(R_psi k) - 1/2 sum_k D(k) |T^v(R_psi k)|^2,    Y_t = C X e^{2 pi i k.t} / s^2,   D = C^2 / s^2.
+    S_v(psi, t) = sum_k Y_t(k) T^v(R_psi k) - 1/2 sum_k D(k) |T^v(R_psi k)|^2,
+    Y_t = C X e^{2 pi i k.t} / s^2,   D = C^2 / s^2.
 
 The in-plane angle is a group action: with circular harmonics on each ring the first sum is an inverse Fourier series over m
 of small matrix products over the radius, Y_m conj T^v_m. Images are multiplied by the CTF, never the templates, so the
 templates are shared by all images. A radial D leaves only m = 0 in the second sum; astigmatism adds the harmonics
-m = 2, 4, ... of D against those of |T|^2, exact up to the number kept. The maximisation step is the adjoint: averaging images per
-direction in the same ring space, so that a few hundred slices are inserted in 3D and not one per image and pose.
+m = 2, 4, ... of D against those of |T|^2, exact up to the number kept. The maximisation step is the adjoint: averaging
+images per direction in the same ring space, so that a few hundred slices are inserted in 3D and not one per image and pose.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ class RingData:
 
     filtered: Complex[Tensor, "n r a"]
     ctf_power: Float[Tensor, "n r a"]
-    """One column instead of `a` where the CTF is radial."""
 
     def __len__(self) -> int:
         return self.filtered.shape[0]
@@ -88,7 +88,9 @@ def make_templates(
     order = circular_orders(m_max)
     power = torch.cat(2 * [slices.abs().square()], -1)
     extra = circle_to_harmonics(power, 2 * astigmatic_orders)[..., 2::2]
-    return Templates(grid, order, stack_parts(harmonics[..., order]), circle.square().sum(-1), stack_parts(extra))
+    return Templates(
+        grid, order, stack_parts(harmonics[..., order]), circle.square().sum(-1), stack_parts(extra)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,11 @@ class SearchPlan:
 
 
 def plan_search(
-    grid: RingGrid, m_max: int, n_psi: int, phases: Complex[Tensor, "s r a"], log_prior_shift: Float[Tensor, "s"]
+    grid: RingGrid,
+    m_max: int,
+    n_psi: int,
+    phases: Complex[Tensor, "s r a"],
+    log_prior_shift: Float[Tensor, "s"],
 ) -> SearchPlan:
     """Matrices of the inverse Fourier series over the order, split into even and odd orders."""
     order = circular_orders(m_max).double()
@@ -138,7 +144,9 @@ def image_matrix(data: RingData, plan: SearchPlan, templates: Templates) -> Floa
     """Harmonics of the shifted images as rows: for each order the (image, shift) rows [Yr, Yi], then [-Yi, Yr]."""
     b, r, a = data.filtered.shape
     shifted = data.filtered[:, None] * plan.phases
-    harmonics = circle_to_harmonics(to_circle(shifted.reshape(b * plan.n_shifts, r, a)), int(templates.order.max()))
+    harmonics = circle_to_harmonics(
+        to_circle(shifted.reshape(b * plan.n_shifts, r, a)), int(templates.order.max())
+    )
     parts = torch.view_as_real(harmonics[..., templates.order].permute(2, 0, 1).contiguous())  # m, bs, r, 2
     real, imag = parts.unbind(-1)
     first = torch.cat((real, imag), -1)
@@ -146,7 +154,9 @@ def image_matrix(data: RingData, plan: SearchPlan, templates: Templates) -> Floa
     return torch.cat((first, second), 1)
 
 
-def score(data: RingData, rows: Float[Tensor, "m bs2 r2"], plan: SearchPlan, templates: Templates) -> Float[Tensor, "psi b s v"]:
+def score(
+    data: RingData, rows: Float[Tensor, "m bs2 r2"], plan: SearchPlan, templates: Templates
+) -> Float[Tensor, "psi b s v"]:
     """Log-likelihood plus log prior of every pose, up to a constant per image."""
     b, s, v = len(data), plan.n_shifts, templates.n_views
     product = torch.bmm(rows, templates.matrix)  # m, 2 b s, v
@@ -189,7 +199,7 @@ class Posterior:
 
     probability: Float[Tensor, "psi b s v"]
     log_evidence: Float[Tensor, "b"]
-    """log of the mean over poses of exp(score)."""
+    """log of the mean over rotations, and the sum over shifts (whose prior sums to 1), of exp(score)."""
     best: Int[Tensor, "b"]
     """Flat index (psi, s, v) of the most probable pose."""
     best_probability: Float[Tensor, "b"]
@@ -213,7 +223,7 @@ def normalise(scores: Float[Tensor, "psi b s v"]) -> Posterior:
     else:
         mean_energy = (weight * energy).sum((0, 2, 3)) / total
     weight /= total[None, :, None, None]
-    return Posterior(weight, peak + total.log() - math.log(p * s * v), best, 1 / total, total.log() - mean_energy)
+    return Posterior(weight, peak + total.log() - math.log(p * v), best, 1 / total, total.log() - mean_energy)
 
 
 @dataclass(eq=False)
@@ -264,7 +274,9 @@ def accumulate(
         _accumulate_astigmatic(sums, turned.view(-1, 2, k, v)[1 : n_extra + 1], keep // s, data, n_extra)
 
 
-def _accumulate_astigmatic(sums: SliceSums, turned: Tensor, image: Tensor, data: RingData, n_extra: int) -> None:
+def _accumulate_astigmatic(
+    sums: SliceSums, turned: Tensor, image: Tensor, data: RingData, n_extra: int
+) -> None:
     a = 2 * data.filtered.shape[-1]
     circle = torch.cat(2 * [data.ctf_power.expand(-1, -1, a // 2)], -1)
     extra = circle_to_harmonics(circle, 2 * n_extra)[..., 2::2][image]  # k, r, e
