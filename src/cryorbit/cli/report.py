@@ -33,8 +33,8 @@ STATISTICS_FROM = 300
 PREDICTED_AT_A_TIME = 50
 """Reprojections made together: a few tens of MB at usual boxes."""
 
-POSES_SHOWN = 50_000
-"""At most this many poses, evenly chosen, make the figure of viewing directions."""
+POSES_SHOWN = 2000
+"""This many poses, evenly chosen, fix a density of views that is smoothed over six degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
