@@ -113,7 +113,9 @@ def test_a_run_of_another_verb_cannot_be_resumed(tmp_path):
 
 def test_an_abandoned_start_leaves_nothing(tmp_path):
     """What fails before the first checkpoint takes back its folder; a resumable run stays."""
-    start(tmp_path / "run").abandon()
+    failed = start(tmp_path / "run")
+    (tmp_path / "run" / "map.mrc").write_text("the next file found no room")
+    failed.abandon(["map.mrc", "half1.mrc"])
     assert not (tmp_path / "run").exists()
     run = start(tmp_path / "run")
     run.save({"total": torch.zeros(1)})

@@ -106,10 +106,10 @@ def run_in_folder(
     try:
         records = run_abinitio(stack, settings.inference, state=folder.state, device=device)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+        write_result(folder, stack, last.result)
     except CryorbitError:
-        folder.abandon()
+        folder.abandon(outputs)
         raise
-    write_result(folder, stack, last.result)
     return last.result
 
 

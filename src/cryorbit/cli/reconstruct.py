@@ -50,10 +50,10 @@ def run(settings: Settings) -> int:
     try:
         # One pass over the images: shorter than it takes to make a checkpoint worth its while.
         last = folder.follow(reconstruct(stack, settings.inference, device=device), checkpoint_every_s=None)
+        write_result(folder, stack, last.result)
     except CryorbitError:
-        folder.abandon()
+        folder.abandon(OUTPUTS)
         raise
-    write_result(folder, stack, last.result)
     return 0
 
 

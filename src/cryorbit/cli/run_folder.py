@@ -164,8 +164,10 @@ class RunFolder:
         self.record(finished=True)
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
-    def abandon(self) -> None:
-        """Take back a start that failed before there was anything to resume."""
+    def abandon(self, outputs: Iterable[str] = ()) -> None:
+        """Take back `outputs`, and the run's own files too if there is nothing to resume."""
+        for name in outputs:
+            (self.path / name).unlink(missing_ok=True)
         if (self.path / CHECKPOINT).exists() or not self.fresh:
             return
         for name in OF_A_RUN:
