@@ -215,8 +215,7 @@ def test_search_finds_true_poses_on_the_grid():
         pixel_size_A=3.0,
     )
     found, _ = search_images(view, small.rings(torch.arange(60), view.grid, view.kernel))
-    best = torch.cat([f.best for f in found])
-    turned, shift = poses_of(view, best)
+    turned, shift = poses_of(view, found.best)
     error = geodesic_angle(turned.double(), rotation).rad2deg()
     spacing = 58.6 / 2**level.order
     assert float((error < 1.5 * spacing).float().mean()) > 0.9

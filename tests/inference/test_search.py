@@ -34,7 +34,7 @@ ASTIGMATIC_REST = 5e-3
 
 def _scores(problem: RingProblem, **changes):
     templates = problem.templates(**changes)
-    rows = image_matrix(problem.data, problem.plan, templates)
+    rows = image_matrix(problem.data, problem.plan)
     return score(problem.data, rows, problem.plan, templates)
 
 
@@ -72,7 +72,7 @@ def test_orders_beyond_the_band_add_nothing():
 def test_rows_are_the_harmonics_of_shifted_images():
     """Order m of image and shift: (Re, Im) over radius, then (-Im, Re)."""
     problem = random_problem(m_max=5, astigmatism_rad=0.0)
-    rows = image_matrix(problem.data, problem.plan, problem.templates())
+    rows = image_matrix(problem.data, problem.plan)
     b, s = len(problem.data), problem.plan.n_shifts
     circle = to_circle(problem.data.filtered[:, None] * problem.plan.phases)
     harmonics = torch.fft.rfft(circle, dim=-1).reshape(b * s, circle.shape[2], -1)
@@ -90,9 +90,7 @@ def _random_posterior(problem: RingProblem):
 
 def _sums(problem: RingProblem, posterior, templates):
     sums = SliceSums.zeros(templates)
-    accumulate(
-        sums, posterior, problem.data, image_matrix(problem.data, problem.plan, templates), problem.plan
-    )
+    accumulate(sums, posterior, problem.data, image_matrix(problem.data, problem.plan), problem.plan)
     return sums
 
 

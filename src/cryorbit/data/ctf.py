@@ -54,7 +54,9 @@ class CTF:
             bad = ~torch.isfinite(value.reshape(n, -1)).all(1)
             if bad.any():
                 row = int(torch.nonzero(bad)[0, 0])
-                raise BadInput(f"CTF: {field.name} of particle {row} is not finite. Correct or drop that row.")
+                raise BadInput(
+                    f"CTF: {field.name} of particle {row} is not finite. Correct or drop that row."
+                )
 
     @classmethod
     def uniform(

@@ -111,7 +111,9 @@ class ParticleStack:
     def __post_init__(self) -> None:
         n = len(self.images)
         if not self.pixel_size_A > 0:
-            raise BadInput(f"{self.source}: pixel size {self.pixel_size_A} A is not positive. State the pixel size.")
+            raise BadInput(
+                f"{self.source}: pixel size {self.pixel_size_A} A is not positive. State the pixel size."
+            )
         for name in ("ids", "ctf", "pose", "half_set", "micrograph", "optics_group"):
             value = getattr(self, name)
             if value is not None and len(value) != n:

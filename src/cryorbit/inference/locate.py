@@ -70,7 +70,7 @@ def grid_modes(
     rotations, shifts, entropies = [], [], []
     for i in range(len(rows)):
         one = data[i : i + 1]
-        scores = score(one, image_matrix(one, view.plan, view.templates), view.plan, view.templates)
+        scores = score(one, image_matrix(one, view.plan), view.plan, view.templates)
         over_shift = scores[:, 0].amax(1)  # psi, v
         flat = over_shift.flatten().topk(min(192, over_shift.numel())).indices
         psi, v = flat // over_shift.shape[1], flat % over_shift.shape[1]

@@ -9,7 +9,7 @@ HEALPix grid turned at random for every batch, in the asymmetric unit only.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -30,14 +30,11 @@ from cryorbit.inference.search import (
     SearchPlan,
     SliceSums,
     Templates,
-    accumulate,
-    image_matrix,
     make_templates,
-    normalise,
     plan_search,
-    score,
     sums_to_rings,
 )
+from cryorbit.inference.tiles import Tiles, search_tiles
 from cryorbit.physics.interpolation import gather
 
 NOISE_FLOOR = 0.1
@@ -143,6 +140,7 @@ class View:
     kernel: Tensor
     rotations: Float[Tensor, "v 3 3"]
     templates: Templates
+    tiles: Tiles
     plan: SearchPlan
     shifts_px: Float[Tensor, "s 2"]
 
@@ -175,22 +173,14 @@ def make_view(
         shift_phases(grid, shifts * (n / box)),
         log_prior - log_prior.logsumexp(0),
     )
-    return View(grid, ring_kernel(grid), rotations, templates, plan, shifts)
+    return View(grid, ring_kernel(grid), rotations, templates, Tiles.of(templates, plan), plan, shifts)
 
 
-def search_images(
-    view: View, data: RingData, *, sums: SliceSums | None = None
-) -> tuple[list[Posterior], SliceSums | None]:
-    """Posterior of every image, one at a time so that its scores stay in cache; sums are added to if given."""
-    found = []
-    for i in range(len(data)):
-        one = data[i : i + 1]
-        rows = image_matrix(one, view.plan, view.templates)
-        posterior = normalise(score(one, rows, view.plan, view.templates))
-        if sums is not None:
-            accumulate(sums, posterior.probability, one, rows, view.plan)
-        found.append(replace(posterior, probability=posterior.probability[:0]))
-    return found, sums
+def search_images(view: View, data: RingData) -> tuple[Posterior, SliceSums]:
+    """Posterior of every image, and the sums over all of them."""
+    sums = view.tiles.empty_sums()
+    found = search_tiles(data, view.plan, view.tiles, sums=sums)
+    return found, SliceSums.of_blocks(sums)
 
 
 def poses_of(view: View, best: Int[Tensor, "b"]) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 2"]]:
@@ -212,17 +202,15 @@ def expectation_maximisation_batch(
 ) -> BatchResult:
     """Posterior of a batch; its averaged slices are added to the lattice sums `raw`, in place."""
 
-    def work(part: Tensor) -> tuple[list[Posterior], SliceSums | None]:
-        data = small.rings(part, view.grid, view.kernel)
-        return search_images(view, data, sums=SliceSums.zeros(view.templates))
+    def work(part: Tensor) -> tuple[Posterior, SliceSums]:
+        return search_images(view, small.rings(part, view.grid, view.kernel))
 
     results = team.map(work, index.tensor_split(team.count))
     total = SliceSums.zeros(view.templates)
     for _, part in results:
-        if part is not None:
-            total.add(part)
+        total.add(part)
     add_slices(raw, total, view, lattice, group)
-    found = [p for posteriors, _ in results for p in posteriors]
+    found = [posterior for posterior, _ in results]
     best = torch.cat([p.best for p in found])
     rotation, shift = poses_of(view, best)
     return BatchResult(

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from cryorbit.fourier.polar import RingGrid, circle_to_harmonics, from_circle, harmonics_to_circle, to_circle
 
+FLOOR = -60.0
+"""Least logarithm of a weight: far below, exponentials are subnormal numbers, which are slow, and they add nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class RingData:
@@ -57,6 +60,17 @@ class Templates:
     def n_views(self) -> int:
         """Number of viewing directions."""
         return self.matrix.shape[2]
+
+    def views(self, start: int, stop: int) -> Templates:
+        """Those of the directions start .. stop, stored on their own."""
+        part = slice(start, stop)
+        return Templates(
+            self.grid,
+            self.order,
+            self.matrix[..., part].contiguous(),
+            self.power[part],
+            self.power_harmonics[..., part].contiguous(),
+        )
 
 
 def circular_orders(m_max: int) -> Int[Tensor, "m"]:
@@ -100,6 +114,8 @@ class SearchPlan:
     n_psi: int
     phases: Complex[Tensor, "s r a"]
     log_prior_shift: Float[Tensor, "s"]
+    transform: Float[Tensor, "a2 m4"]
+    """From a half ring, as pairs (Re, Im), to (Re, Im, -Im, Re) of the harmonics of each order."""
     even: Float[Tensor, "half_psi e2"]
     """The inverse Fourier series over even orders on half a turn of the in-plane angle."""
     odd: Float[Tensor, "half_psi o2"]
@@ -133,6 +149,7 @@ def plan_search(
         n_psi=n_psi,
         phases=phases,
         log_prior_shift=log_prior_shift,
+        transform=_ring_transform(grid, order),
         even=series_out[:, :n_even].contiguous(),
         odd=series_out[:, n_even:].contiguous(),
         even_adjoint=series[:, :n_even].T.contiguous(),
@@ -140,18 +157,22 @@ def plan_search(
     )
 
 
-def image_matrix(data: RingData, plan: SearchPlan, templates: Templates) -> Float[Tensor, "m bs2 r2"]:
+def _ring_transform(grid: RingGrid, order: Float[Tensor, "m"]) -> Float[Tensor, "a2 m4"]:
+    """C = Re + Im on the half ring, Re - Im half a turn on, times exp(-i m t): as one matrix."""
+    angle = torch.arange(grid.n_half, dtype=torch.float64)[:, None] * order * (2 * math.pi / grid.n_angles)
+    wave = torch.stack((angle.cos(), -angle.sin()), -1)
+    half_turn = (1 - 2 * (order % 2))[:, None]
+    real, imag = torch.stack((wave * (1 + half_turn), wave * (1 - half_turn)), 1).unbind(-1)
+    return torch.stack((real, imag, -imag, real), -1).reshape(grid.n_angles, -1).float()
+
+
+def image_matrix(data: RingData, plan: SearchPlan) -> Float[Tensor, "m bs2 r2"]:
     """Harmonics of the shifted images as rows: for each order the (image, shift) rows [Yr, Yi], then [-Yi, Yr]."""
     b, r, a = data.filtered.shape
-    shifted = data.filtered[:, None] * plan.phases
-    harmonics = circle_to_harmonics(
-        to_circle(shifted.reshape(b * plan.n_shifts, r, a)), int(templates.order.max())
-    )
-    parts = torch.view_as_real(harmonics[..., templates.order].permute(2, 0, 1).contiguous())  # m, bs, r, 2
-    real, imag = parts.unbind(-1)
-    first = torch.cat((real, imag), -1)
-    second = torch.cat((-imag, real), -1)
-    return torch.cat((first, second), 1)
+    n = b * plan.n_shifts
+    shifted = torch.view_as_real(data.filtered[:, None] * plan.phases).view(n * r, 2 * a)
+    parts = (shifted @ plan.transform).view(n, r, -1, 2, 2)
+    return parts.permute(2, 3, 0, 4, 1).reshape(-1, 2 * n, 2 * r)
 
 
 def score(
@@ -160,7 +181,7 @@ def score(
     """Log-likelihood plus log prior of every pose, up to a constant per image."""
     b, s, v = len(data), plan.n_shifts, templates.n_views
     product = torch.bmm(rows, templates.matrix)  # m, 2 b s, v
-    norm = _norm_harmonics(data, templates)
+    norm = norm_harmonics(data, templates)
     blocks = product.view(-1, 2, b, s, v)
     blocks[0, 0] += norm[0, 0][:, None, :] + plan.log_prior_shift[None, :, None] * templates.grid.n_angles
     for e in range(1, norm.shape[0]):
@@ -175,7 +196,7 @@ def score(
     return out.view(plan.n_psi, b, s, v)
 
 
-def _norm_harmonics(data: RingData, templates: Templates) -> Float[Tensor, "e c b v"]:
+def norm_harmonics(data: RingData, templates: Templates) -> Float[Tensor, "e c b v"]:
     """-1/2 sum D |T|^2 as a series in the in-plane angle: orders 0, 2, 4, .. by (real, imaginary)."""
     n_extra = templates.power_harmonics.shape[0]
     radial = data.ctf_power.mean(-1)
@@ -214,8 +235,7 @@ def normalise(scores: Float[Tensor, "psi b s v"]) -> Posterior:
     peak = per_psi.amax(0)
     each = torch.arange(b, device=scores.device)
     best = row * (s * v) + scores[row, each].reshape(b, -1).argmax(1)
-    # Below -60 the exponential would reach subnormal numbers, which are slow, and adds nothing.
-    energy = scores.sub_(peak[None, :, None, None]).clamp_(min=-60.0)
+    energy = scores.sub_(peak[None, :, None, None]).clamp_(min=FLOOR)
     weight = energy.exp()
     total = weight.sum((0, 2, 3))
     if b == 1:
@@ -242,6 +262,11 @@ class SliceSums:
         extra = templates.power_harmonics.shape[0]
         return cls(like.new_zeros(m, v, r2), like.new_zeros(v, r2 // 2, 1 + 2 * extra))
 
+    @classmethod
+    def of_blocks(cls, parts: list[SliceSums]) -> SliceSums:
+        """Sums over all views from those of their blocks."""
+        return cls(torch.cat([p.numerator for p in parts], 1), torch.cat([p.denominator for p in parts]))
+
     def add(self, other: SliceSums) -> None:
         """Merge the sums of other images, in place."""
         self.numerator += other.numerator
@@ -262,6 +287,8 @@ def accumulate(
     chosen = posterior.view(p, b * s, v)[:, keep]
     first, second = chosen[: p // 2], chosen[p // 2 :]
     k = keep.shape[0]
+    if not k:
+        return
     total = (first + second).reshape(p // 2, k * v)
     difference = (first - second).reshape(p // 2, k * v)
     turned = torch.cat((plan.even_adjoint @ total, plan.odd_adjoint @ difference)).view(-1, 2 * k, v)
