@@ -94,7 +94,7 @@ def run_in_folder(
     from cryorbit.cli.run_folder import open_run
     from cryorbit.inference.abinitio import run_abinitio
 
-    if settings.inference.contrast > 0:
+    if settings.inference.contrast == "auto":
         warn_of_dark_protein(stack)
     folder = open_run(
         settings.out,

@@ -33,7 +33,7 @@ def contrast(stack: ParticleStack) -> list[Finding]:
     if abs(found.z_score) < SURE_Z:
         return [Finding("contrast", "ok", f"not decided: {found}", values)]
     if found.sign < 0:
-        message = f"{found}: reverse it with --contrast -1, or invert the images"
+        message = f"{found}: ab initio and reconstruct reverse it (--contrast auto)"
         return [Finding("contrast", "warning", message, values)]
     return [Finding("contrast", "ok", str(found), values)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -91,4 +91,4 @@ class CTF:
 
     def __getitem__(self, index: slice | Tensor) -> CTF:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return CTF(**{name: None if v is None else v[index] for name, v in values.items()})
+        return replace(self, **{name: v[index] for name, v in values.items() if v is not None})

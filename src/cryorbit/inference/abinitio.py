@@ -27,7 +27,7 @@ from cryorbit.inference.engine import Progress, Workers, generator_from, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.locate import locate
-from cryorbit.inference.observations import Observations, observe, support_mask
+from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
 from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
 from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
 
@@ -56,10 +56,16 @@ class AbinitioSettings:
     """Do not use finer detail than this."""
     rounds: int = 6
     """Rounds of refinement at most; they end when the radius no longer grows."""
-    contrast: float = 1.0
-    """+1 for light protein on dark ice, -1 for the opposite."""
+    contrast: Contrast = "auto"
+    """Protein light on dark ice, or dark on light; auto asks the images."""
     threads: int = 0
     """Workers; 0 for one per core."""
+
+
+SCATTER_LIMIT = 1.7
+"""Scatter of the images' fit over that of noise above which a map is not believed.
+
+Right maps of simulated particles measured 1.0 to 1.2, maps that mix poses about 2.3."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +144,7 @@ class _Run:
         generator = generator_from(None, seed=settings.seed)
         self.observed: Observations = observe(
             stack,
-            sign=settings.contrast,
+            sign=contrast_of(stack, settings.contrast),
             particle_diameter_A=settings.particle_diameter_A,
             generator=generator,
         )
@@ -375,7 +381,7 @@ class _Run:
             done = current > 1 and (grown <= radius + 1 or self._sharp(poses))
             if done or current >= self.settings.rounds:
                 state |= {"stage": "final"}
-                state.pop("last0"), state.pop("last1")
+                del state["last0"], state["last1"]
                 return state
 
     def _second_look(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps) -> Iterator[Progress]:
@@ -409,7 +415,8 @@ class _Run:
             state["visits"] += len(blocks[i])
             state |= {"doubt_block": i + 1, **poses.state()}
             metrics = {"image_visits": float(state["visits"]), "doubtful": float(len(state["doubtful"]))}
-            yield Progress("second look", i + 1, len(blocks), 0.75, metrics, dict(state))
+            share = state["round"] / (self.settings.rounds + 2)
+            yield Progress("second look", i + 1, len(blocks), 0.6 + 0.4 * share, metrics, dict(state))
         state["looked_twice"] = True
         del state["doubtful"]
 
@@ -471,6 +478,13 @@ def _verdict(poses: PoseTable, curve: ShellCorrelation, parity_share: float) -> 
         return (
             f"Not converged: the images still split into two groups ({parity_share:.0%} of what the map explains), as they "
             "do when it mixes the two hands. Run again with another --seed or more --starts.",
+            False,
+        )
+    spread = poses.scatter()
+    if spread > SCATTER_LIMIT:
+        return (
+            f"Not converged: how well the map explains the images varies {spread:.1f} times more than noise alone would "
+            "make it, so some images do not belong to this map. Run again with another --seed or more --starts.",
             False,
         )
     confident = float((poses.confidence > 0.9).float().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
@@ -11,11 +12,30 @@ from torch import Tensor
 
 from cryorbit.data import CTF, ParticleStack
 from cryorbit.errors import BadInput
+from cryorbit.physics.contrast import contrast_sign
 from cryorbit.physics.noise import noise_spectrum
 from cryorbit.physics.transfer import ctf_image, ctf_values, odd_phase
 
 _SAMPLE = 1000
 """Images that statistics of the whole stack are taken from."""
+
+
+Contrast = Literal["auto", "light", "dark"]
+
+_SURE_Z = 5.0
+"""Evidence for dark protein, in standard errors, below which images are taken as they are."""
+
+
+def contrast_of(stack: ParticleStack, choice: Contrast) -> float:
+    """+1 for light protein, -1 for dark; "auto" believes the images where they are sure and takes +1 elsewhere."""
+    if choice != "auto":
+        return 1.0 if choice == "light" else -1.0
+    rows = torch.linspace(0, len(stack) - 1, min(len(stack), 500)).round().long()
+    ctf = None if stack.ctf is None else stack.ctf[rows]
+    # Rather too large a radius: the middle of a hollow particle is dark.
+    radius_A = 0.36 * stack.box * stack.pixel_size_A
+    found = contrast_sign(stack.images[rows], ctf, pixel_size_A=stack.pixel_size_A, radius_A=radius_A)
+    return -1.0 if found.sign < 0 and abs(found.z_score) > _SURE_Z else 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -201,8 +221,10 @@ def support_mask(n: int, radius_px: float) -> Float[Tensor, "n n n"]:
 
 
 __all__ = [
+    "Contrast",
     "Observations",
     "astigmatic_orders",
+    "contrast_of",
     "crop_images",
     "level",
     "observe",

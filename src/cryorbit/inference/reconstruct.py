@@ -15,6 +15,7 @@ from cryorbit.errors import BadInput
 from cryorbit.geometry.symmetry import point_group
 from cryorbit.inference.abinitio import half_sets
 from cryorbit.inference.engine import Progress, generator_from, workers
+from cryorbit.inference.observations import Contrast, contrast_of
 from cryorbit.physics.backproject import Backprojector, prior_power_from_fsc
 
 _BLOCK_PIXELS = 2_000_000
@@ -29,8 +30,8 @@ class ReconstructSettings:
     """Point group in RELION's settings: C1, C2, D2, T, O, I ..."""
     seed: int = 0
     """Decides the half sets where the file has none and no micrographs either."""
-    contrast: float = 1.0
-    """+1 for light protein on dark ice, -1 for the opposite."""
+    contrast: Contrast = "auto"
+    """Protein light on dark ice, or dark on light; auto asks the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +77,12 @@ def reconstruct(
     parts = [r.split(size) for r in rows]
     steps = max(map(len, parts))
 
+    sign = contrast_of(stack, settings.contrast)
+
     def add(h: int, step: int) -> int:
         if step >= len(parts[h]):
             return 0
-        _insert(sums[h], stack, parts[h][step], sign=settings.contrast, device=device)
+        _insert(sums[h], stack, parts[h][step], sign=sign, device=device)
         return len(parts[h][step])
 
     done = 0

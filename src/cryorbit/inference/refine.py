@@ -48,6 +48,8 @@ class RefinedPoses:
     """-f + |X|^2 terms: twice the half-disk sum, so that differences are log-likelihood differences."""
     explained: Float[Tensor, "n"]
     """Drop of the misfit against an empty map, over the model's own power: 1 on average where the pose is right."""
+    deviation: Float[Tensor, "n"]
+    """(explained - 1) over what noise alone makes of it, sqrt(2 / model power): spread 1 where map and pose are right."""
     angle_sd_deg: Float[Tensor, "n"]
     """Root mean variance of the three angles by the curvature (Cramer-Rao), degrees."""
 
@@ -97,7 +99,12 @@ def refine_poses(
     variance = torch.linalg.inv_ex(curvature)[0][:, :3, :3].diagonal(dim1=1, dim2=2).mean(1)
     variance = variance.nan_to_num(math.pi**2).clamp(0, math.pi**2)
     return RefinedPoses(
-        rotation, shift_px, -best.misfit, best.explained, (variance.sqrt() * (180 / math.pi)).float()
+        rotation,
+        shift_px,
+        -best.misfit,
+        best.explained,
+        (best.explained - 1) * (best.power / 2).sqrt(),
+        (variance.sqrt() * (180 / math.pi)).float(),
     )
 
 
@@ -107,6 +114,7 @@ class _Normal:
     normal: Tensor
     gradient: Tensor
     explained: Tensor
+    power: Tensor
 
     def replaced_where(self, better: Tensor, new: _Normal) -> _Normal:
         return _Normal(
@@ -114,6 +122,7 @@ class _Normal:
             torch.where(better[:, None, None], new.normal, self.normal),
             torch.where(better[:, None], new.gradient, self.gradient),
             torch.where(better, new.explained, self.explained),
+            torch.where(better, new.power, self.power),
         )
 
 
@@ -161,4 +170,4 @@ def _evaluate(
     slope[:, 3:] -= prior * shift_px
     normal[:, 3, 3] += prior
     normal[:, 4, 4] += prior
-    return _Normal(misfit, normal, slope, gain / power.clamp_min(1e-20))
+    return _Normal(misfit, normal, slope, gain / power.clamp_min(1e-20), power)

@@ -30,7 +30,13 @@ class PoseTable:
     confidence: Float[Tensor, "n"]
     entropy: Float[Tensor, "n"]
     explained: Float[Tensor, "n"]
+    deviation: Float[Tensor, "n"]
     angle_sd_deg: Float[Tensor, "n"]
+
+    def scatter(self) -> float:
+        """Spread of `deviation` between its 10 % and 90 % points, in units of a normal distribution of spread 1."""
+        low, high = self.deviation.quantile(torch.tensor([0.1, 0.9]))
+        return float(high - low) / 2.563
 
     def doubtful(self) -> Int[Tensor, "m"]:
         """Rows that the map explains worse than most, or whose pose has a rival: at most 40 %, at least the worst 5 %."""
@@ -60,6 +66,7 @@ class PoseTable:
         return cls(
             torch.eye(3).repeat(n, 1, 1),
             torch.zeros(n, 2),
+            torch.zeros(n),
             torch.zeros(n),
             torch.zeros(n),
             torch.zeros(n),
@@ -106,6 +113,7 @@ def refine_block(
         poses.shift_px[chosen] = found.shift_px
         poses.log_likelihood[chosen] = found.log_likelihood
         poses.explained[chosen] = found.explained
+        poses.deviation[chosen] = found.deviation
         poses.angle_sd_deg[chosen] = found.angle_sd_deg
 
     parts = [(p, h) for h in (0, 1) for p in rows[halves == h].split(CHUNK) if len(p)]
