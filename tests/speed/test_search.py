@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from cryorbit.inference.tiles import Tiles, search_tiles
 from torch import Tensor
 
 from cryorbit.fourier.polar import RingGrid, shift_phases
@@ -26,6 +25,7 @@ from cryorbit.geometry.so3_grid import healpix_directions
 from cryorbit.inference.engine import workers
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.search import RingData, SearchPlan, make_templates, plan_search
+from cryorbit.inference.tiles import Tiles, search_tiles
 from cryorbit.physics.interpolation import gather
 from physics_models import GaussianBlobs, uniform_rotations
 
