@@ -91,9 +91,12 @@ def run_in_folder(
 ) -> AbinitioResult:
     """Ab initio of `stack` with progress, checkpoints and all outputs in the settings' folder."""
     from cryorbit.cli.contrast import warn_of_dark_protein
+    from cryorbit.cli.progress import say
     from cryorbit.cli.run_folder import open_run
     from cryorbit.inference.abinitio import run_abinitio
 
+    if device.type != "cpu":
+        say("Ab initio computes on the CPU in this version; a GPU serves reconstruct and evaluate only.")
     if settings.inference.contrast == "auto":
         warn_of_dark_protein(stack)
     folder = open_run(
@@ -104,7 +107,7 @@ def run_in_folder(
         resume=settings.resume,
     )
     try:
-        records = run_abinitio(stack, settings.inference, state=folder.state, device=device)
+        records = run_abinitio(stack, settings.inference, state=folder.state)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
         write_result(folder, stack, last.result)
     except CryorbitError:

@@ -118,7 +118,6 @@ def run_abinitio(
     settings: AbinitioSettings,
     *,
     state: dict[str, Any] | None = None,
-    device: torch.device | None = None,
 ) -> Iterator[Progress]:
     """Yield progress; the last record carries the `AbinitioResult`. `state` of any record continues from there.
 
