@@ -1,0 +1,167 @@
+"""From images to poses in one pass: what an encoder predicts, what an encoder is, and how to make one by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryorbit.data.distribution import SO3Distribution
+from cryorbit.errors import BadInput
+
+EncoderName = Literal["standard", "c4", "d4", "d4-regular", "i2s", "slice"]
+
+
+@dataclass(frozen=True, eq=False)
+class PosePrediction:
+    """k weighted hypotheses for the pose of each of b images: x_lab = rotation @ x_particle + shift.
+
+    Parameters
+    ----------
+    rotation
+        RELION's matrix A of each hypothesis, shape (b, k, 3, 3); may be an expanded view where all images share a
+        grid.
+    logits
+        Unnormalised log probability, shape (b, k).
+    shift_px
+        Where the particle's centre sits in the image that was given, shape (b, k, 2), x then y, in pixels from
+        index box // 2.
+    cell_fraction
+        Share of SO(3) that one hypothesis stands for; 1 / k where they are no grid.
+
+    Raises
+    ------
+    BadInput
+        If the shapes disagree.
+    """
+
+    rotation: Float[Tensor, "b k 3 3"]
+    logits: Float[Tensor, "b k"]
+    shift_px: Float[Tensor, "b k 2"]
+    cell_fraction: float
+
+    def __post_init__(self) -> None:
+        r, s, t = tuple(self.rotation.shape), tuple(self.logits.shape), tuple(self.shift_px.shape)
+        if len(s) != 2 or r != (*s, 3, 3) or t != (*s, 2):
+            raise BadInput(
+                "PosePrediction: wanted rotation (b, k, 3, 3), logits (b, k) and shift_px (b, k, 2), got "
+                f"{r}, {s} and {t}."
+            )
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    def distribution(self) -> SO3Distribution:
+        """The hypotheses with probabilities that sum to 1."""
+        return SO3Distribution(self.rotation, torch.softmax(self.logits, -1), self.cell_fraction)
+
+    def best(self) -> BestPose:
+        """The most probable hypothesis of each image."""
+        top = self.top(1)
+        return BestPose(top.rotation[:, 0], top.shift_px[:, 0])
+
+    def top(self, k: int) -> PosePrediction:
+        """The k most probable hypotheses of each image, most probable first; all of them where there are fewer."""
+        logits, at = self.logits.topk(min(k, self.logits.shape[1]), -1)
+        rotation = self.rotation.gather(1, at[..., None, None].expand(*at.shape, 3, 3))
+        shift_px = self.shift_px.gather(1, at[..., None].expand(*at.shape, 2))
+        return PosePrediction(rotation, logits, shift_px, self.cell_fraction)
+
+
+@dataclass(frozen=True, eq=False)
+class BestPose:
+    """One pose per image; unpacks as (rotation, shift_px)."""
+
+    rotation: Float[Tensor, "b 3 3"]
+    shift_px: Float[Tensor, "b 2"]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.rotation, self.shift_px))
+
+
+class EncoderSettings(Protocol):
+    """Whatever else a kind of encoder needs: `make_encoder(**dataclasses.asdict(settings))` makes it again."""
+
+    @property
+    def name(self) -> EncoderName: ...
+    @property
+    def box(self) -> int: ...
+
+
+class PoseEncoder(nn.Module, ABC):
+    """Images of side `box` to weighted pose hypotheses. `settings` rebuild it, without its weights."""
+
+    box: int
+    settings: EncoderSettings
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "b h h"]) -> PosePrediction:
+        """Hypotheses of each image."""
+
+    def check_box(self, images: Float[Tensor, "b h h"]) -> None:
+        """Raise BadInput unless the images have the side this encoder was made for."""
+        if images.ndim != 3 or images.shape[-1] != self.box or images.shape[-2] != self.box:
+            raise BadInput(
+                f"This encoder was made for images (b, {self.box}, {self.box}), got {tuple(images.shape)}. Crop or "
+                "resample the images, or make an encoder for their box."
+            )
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Weights made inside are drawn from `generator`; the global random state is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        if generator is not None:
+            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+            torch.default_generator.manual_seed(int(seed))
+        yield
+
+
+def make_encoder(
+    name: EncoderName,
+    *,
+    box: int,
+    width: float = 1.0,
+    hypotheses: int = 1,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> PoseEncoder:
+    """An encoder with fresh weights.
+
+    Parameters
+    ----------
+    name
+        "standard" (cryoAI's VGG), "c4" and "d4" (one pose, equivariant), "d4-regular" (8 x hypotheses),
+        "i2s" (lift to the half sphere), "slice" (lift to the equator).
+    box
+        Side of the images in pixels.
+    width
+        Channels relative to the network of full size.
+    hypotheses
+        Poses per image ("standard"), per image and group element ("d4-regular").
+    generator
+        Draws the weights; torch's global state does if None.
+    options
+        Fields of the encoder's own settings.
+
+    Raises
+    ------
+    BadInput
+        If the name is unknown or the encoder cannot be made so.
+    """
+    if name not in get_args(EncoderName):
+        raise BadInput(f"Encoder {name!r} is not one of {', '.join(get_args(EncoderName))}.")
+    with seeded(generator):
+        if name in ("i2s", "slice"):
+            from cryorbit.models.sphere_encoder import make_sphere_encoder
+
+            return make_sphere_encoder(name, box=box, width=width, hypotheses=hypotheses, **options)
+        from cryorbit.models.plane_encoder import make_plane_encoder
+
+        return make_plane_encoder(name, box=box, width=width, hypotheses=hypotheses, **options)
