@@ -89,9 +89,14 @@ class EncoderSettings(Protocol):
     """Whatever else a kind of encoder needs: `make_encoder(**dataclasses.asdict(settings))` makes it again."""
 
     @property
-    def name(self) -> EncoderName: ...
+    def name(self) -> EncoderName:
+        """Which kind of encoder."""
+        ...
+
     @property
-    def box(self) -> int: ...
+    def box(self) -> int:
+        """Side of the images in pixels."""
+        ...
 
 
 class PoseEncoder(nn.Module, ABC):
@@ -115,11 +120,16 @@ class PoseEncoder(nn.Module, ABC):
 
 @contextmanager
 def seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Weights made inside are drawn from `generator`; the global random state is as before afterwards."""
+    """Weights made inside are drawn from `generator`, and torch's global state is afterwards as it was before.
+
+    Without a generator the global state is used, and moves on.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     with torch.random.fork_rng(devices=[]):
-        if generator is not None:
-            seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-            torch.default_generator.manual_seed(int(seed))
+        torch.default_generator.manual_seed(int(seed))
         yield
 
 
