@@ -1,0 +1,239 @@
+"""Convolutions that commute with the quarter turns (C4) and reflections (D4) of the pixel grid, exactly.
+
+A regular feature is a function f(h, x) of group element and pixel, an array (b, g, c, h, w) of c fields; moving the
+image by g moves it to (g f)(h, x) = f(g^-1 h, g^-1 x). Elements are numbered as in `geometry.groups`.
+
+    lift     f(h, x)  = sum over d of psi(h^-1 d) I(x + d)
+    group    f'(h, x) = sum over h', d of psi(h^-1 h', h^-1 d) f(h', x + d)
+
+(Cohen & Welling 2016, "Group equivariant convolutional networks".) Both are one `conv2d` with a kernel whose rows
+are copies of psi, permuted by a table. Arrays are kept with the fields innermost in memory ("channels last"): there
+the copies are of whole rows, and statistics shared over the group are those of a plain channel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cryorbit.errors import BadInput
+from cryorbit.geometry.groups import PlaneGroup, act_on_images, inverse_table, multiplication_table
+
+
+def tap_index(group: PlaneGroup, size: int, *, lift: bool) -> Int[Tensor, "g n"]:
+    """Which tap of psi each tap of the expanded kernel copies, per output element; taps in the order (y, x, h')."""
+    table, inverse = multiplication_table(group), inverse_table(group)
+    n_in = 1 if lift else len(table)
+    base = torch.arange(size * size * n_in).reshape(size, size, n_in).permute(2, 0, 1)
+    rows = []
+    for h in range(len(table)):
+        moved = act_on_images(base, h)
+        rows.append((moved if lift else moved[table[inverse[h]]]).permute(1, 2, 0).flatten())
+    return torch.stack(rows)
+
+
+class _CopyRows(torch.autograd.Function):
+    """rows[index]; each row is copied g times, so the gradient is g rows gathered and added, not scattered."""
+
+    @staticmethod
+    def forward(rows: Tensor, index: Tensor, inverse: Tensor, copies: int) -> Tensor:
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        _, _, inverse, ctx.copies = inputs
+        ctx.save_for_backward(inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (inverse,) = ctx.saved_tensors
+        gathered = grads[0].index_select(0, inverse)
+        return gathered.unflatten(0, (ctx.copies, -1)).sum(0), None, None, None
+
+
+class SharedKernel(nn.Module):
+    """The weights psi of a lifting or group convolution, and their expansion to a plain kernel.
+
+    In evaluation without gradients the expansion is kept until the weights change. (Changes made through
+    `weight.data` in place are not seen; those of optimisers, `copy_`, `load_state_dict` and `to` are.)
+    """
+
+    def __init__(self, fields_in: int, fields_out: int, size: int, *, group: PlaneGroup, lift: bool) -> None:
+        super().__init__()
+        index = tap_index(group, size, lift=lift)
+        g, n = index.shape
+        self.order, self.size = g, size
+        self.weight = nn.Parameter(torch.empty(fields_out, size, size, 1 if lift else g, fields_in))
+        bound = 1 / math.sqrt(n * fields_in)  # as torch's own convolutions
+        nn.init.uniform_(self.weight, -bound, bound)
+        first = n * torch.arange(fields_out)[:, None]
+        inverse = index.argsort(-1)
+        offset = fields_out * n * torch.arange(g)[:, None, None]
+        self.register_buffer("_index", (index[:, None] + first).flatten(), persistent=False)
+        self.register_buffer("_inverse", (inverse[:, None] + first + offset).flatten(), persistent=False)
+        self._kept: tuple[Any, Tensor] | None = None
+
+    _index: Tensor
+    _inverse: Tensor
+
+    def expand(self) -> Float[Tensor, "gout gin k k"]:
+        """Plain kernel of shape (g x fields_out, g x fields_in, size, size), channels last in memory."""
+        fields_out, size, _, n_in, fields_in = self.weight.shape
+        rows = _CopyRows.apply(self.weight.reshape(-1, fields_in), self._index, self._inverse, self.order)
+        assert isinstance(rows, Tensor)
+        return rows.view(self.order * fields_out, size, size, n_in * fields_in).permute(0, 3, 1, 2)
+
+    def forward(self) -> Float[Tensor, "gout gin k k"]:
+        """The expansion, from memory where that is safe."""
+        weight = self.weight
+        if self.training or weight.is_inference() or (torch.is_grad_enabled() and weight.requires_grad):
+            return self.expand()
+        state = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, self.expand())
+        return self._kept[1]
+
+
+def _padding(size: int, padding: int | None) -> int:
+    if size < 1:
+        raise BadInput(f"A convolution kernel of size {size} has no taps; give 1 or more.")
+    if padding is None and size % 2 == 0:
+        raise BadInput(
+            f"A kernel of even size {size} cannot keep the size of the image. Give an odd size, or padding=0."
+        )
+    return size // 2 if padding is None else padding
+
+
+class LiftConv(nn.Module):
+    """Images with `channels_in` channels to `fields_out` regular fields.
+
+    `padding` (zeros) keeps the size of the image where None; kernels of even size need it given.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        fields_out: int,
+        size: int = 3,
+        *,
+        group: PlaneGroup,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.padding = _padding(size, padding)
+        self.kernel = SharedKernel(channels_in, fields_out, size, group=group, lift=True)
+        self.bias = nn.Parameter(torch.zeros(fields_out)) if bias else None
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g f y x"]:
+        """Correlate with every element's copy of the kernel."""
+        return _convolve(images, self.kernel, self.bias, self.padding)
+
+
+class GroupConv(nn.Module):
+    """Regular fields to regular fields. `padding` as for `LiftConv`."""
+
+    def __init__(
+        self,
+        fields_in: int,
+        fields_out: int,
+        size: int = 3,
+        *,
+        group: PlaneGroup,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.padding = _padding(size, padding)
+        self.kernel = SharedKernel(fields_in, fields_out, size, group=group, lift=False)
+        self.bias = nn.Parameter(torch.zeros(fields_out)) if bias else None
+
+    def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g f y x"]:
+        """Correlate over the group and the plane."""
+        return _convolve(features.flatten(1, 2), self.kernel, self.bias, self.padding)
+
+
+def _convolve(x: Tensor, kernel: SharedKernel, bias: Tensor | None, padding: int) -> Tensor:
+    weight = kernel()
+    if x.shape[1] != weight.shape[1]:
+        raise BadInput(f"This convolution takes {weight.shape[1]} channels (group x fields), got {x.shape[1]}.")
+    own = None if bias is None else bias.repeat(kernel.order)
+    x = x.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, own, padding=padding).unflatten(1, (kernel.order, -1))
+
+
+class FieldBatchNorm(nn.Module):
+    """Batch normalisation with one mean, variance, scale and offset per field: shared over the group."""
+
+    def __init__(self, fields: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(fields)
+
+    def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
+        """Statistics over batch, group and pixels; running ones in evaluation."""
+        return _over_fields(self.norm, features)
+
+
+class FieldGroupNorm(nn.Module):
+    """Normalisation of each field of each image over group and pixels: the same in training and evaluation."""
+
+    def __init__(self, fields: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(fields, fields)
+
+    def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
+        """Statistics over group and pixels."""
+        return _over_fields(self.norm, features)
+
+
+def _over_fields(norm: nn.Module, features: Tensor) -> Tensor:
+    """Apply a norm of (b, c, pixels, group); with fields innermost in memory that is a view, there and back."""
+    b, g, c, h, w = features.shape
+    rows = features.permute(0, 3, 4, 1, 2).reshape(b, h * w, g, c).permute(0, 3, 1, 2)
+    out = norm(rows).permute(0, 2, 3, 1).reshape(b, h, w, g, c)
+    return out.permute(0, 3, 4, 1, 2)
+
+
+def pooled_size(size: int) -> int:
+    """Side of the map after one pooling."""
+    return (size + 1) // 2
+
+
+def max_pool(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c y x"]:
+    """Half the size, largest of 2 x 2 pixels for an even side; of 3 x 3 about every other pixel for an odd one.
+
+    Windows lie symmetrically about the centre in both cases, so turns and reflections commute with it. (2 x 2
+    windows on an odd side would drop the last row.)
+    """
+    if _check_square(images) % 2 == 0:
+        return F.max_pool2d(images, 2)
+    return F.max_pool2d(images, 3, 2, 1)
+
+
+def avg_pool(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c y x"]:
+    """As `max_pool`, with the mean; windows over the edge take the mean of what lies inside."""
+    if _check_square(images) % 2 == 0:
+        return F.avg_pool2d(images, 2)
+    return F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
+
+
+def _check_square(images: Tensor) -> int:
+    h, w = images.shape[-2:]
+    if h != w or h < 2:
+        raise BadInput(f"Pooling wants square maps of side 2 or more, got {h} x {w}. Crop the images to a square box.")
+    return h
+
+
+def max_pool_fields(features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c y x"]:
+    """`max_pool` of every field and element."""
+    return max_pool(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+
+
+def avg_pool_fields(features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c y x"]:
+    """`avg_pool` of every field and element."""
+    return avg_pool(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
