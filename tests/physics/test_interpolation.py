@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 import torch
 
+from cryorbit.errors import BadInput
 from cryorbit.physics.interpolation import complete_plane, gather, gather_with_gradient, scatter
 
 ROUND_OFF = 1e-12
@@ -16,6 +19,19 @@ def random_half(generator: torch.Generator) -> torch.Tensor:
 
 def random_points(n: int, generator: torch.Generator) -> torch.Tensor:
     return (torch.rand(n, 3, dtype=torch.float64, generator=generator) - 0.5) * (P - 3)
+
+
+def plain_gather(half: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """The specification: eight corners, each the stored value or the conjugate of its mate's."""
+    floor, total = points.floor(), 0
+    for corner in torch.tensor(list(itertools.product((0, 1), repeat=3))):
+        at = floor + corner
+        weight = (1 - (points - at).abs()).prod(1)
+        mate = at[:, 0] < 0
+        x, y, z = torch.where(mate[:, None], -at, at).long().T
+        value = half[z + P // 2, y + P // 2, x]
+        total = total + weight * torch.where(mate, value.conj(), value)
+    return total
 
 
 def test_lattice_points_are_read_exactly():
@@ -71,6 +87,34 @@ def test_scattered_lattice_is_hermitian():
     points = random_points(100, generator) * 0.8
     out = torch.zeros(3, P, P, P // 2 + 1, dtype=torch.float64)
     scatter(out, points, torch.randn(3, 100, dtype=torch.float64, generator=generator))
-    complete_plane(out)
-    plane = torch.complex(out[0, 1:, 1:, 0], out[1, 1:, 1:, 0])
-    torch.testing.assert_close(plane.flip(0, 1), plane.conj(), rtol=0, atol=ROUND_OFF)
+    values, weight = torch.complex(out[0], out[1]), out[2]
+    for half in (values, weight):
+        complete_plane(half)
+        plane = half[1:, 1:, 0]
+        torch.testing.assert_close(plane.flip(0, 1), plane.conj(), rtol=0, atol=ROUND_OFF)
+
+
+@pytest.mark.parametrize("n", [0, 1, 63, 64, 65, 20_000])
+def test_any_number_of_points(n: int):
+    """Whole blocks, part blocks and several chunks: each point is read, sloped and added as if it were alone."""
+    generator = torch.Generator().manual_seed(5)
+    half, points = random_half(generator), random_points(n, generator)
+    value, slope = gather_with_gradient(half, points)
+    assert slope.shape == (n, 3)
+    torch.testing.assert_close(value, gather(half, points), rtol=0, atol=ROUND_OFF)
+    torch.testing.assert_close(value, plain_gather(half, points), rtol=0, atol=1e-10)
+    together, apart = (torch.zeros(3, P, P, P // 2 + 1, dtype=torch.float64) for _ in range(2))
+    rows = torch.randn(3, n, dtype=torch.float64, generator=generator)
+    scatter(together, points, rows)
+    for part in (slice(0, n // 3), slice(n // 3, n)):
+        scatter(apart, points[part], rows[:, part])
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-10)
+
+
+def test_points_that_want_a_gradient_are_refused():
+    """No gradient is lost in silence: the error names what has one."""
+    half = random_half(torch.Generator().manual_seed(6))
+    with pytest.raises(BadInput, match=r"read_points"):
+        gather(half, torch.zeros(1, 3, dtype=torch.float64, requires_grad=True))
+    with pytest.raises(BadInput, match=r"even P"):
+        gather(half[:, :, :-1], torch.zeros(1, 3, dtype=torch.float64))

@@ -1,4 +1,8 @@
-"""Maps on a twice padded Fourier lattice: sums of slices in, regularised maps and their transforms out."""
+"""Maps on a twice padded Fourier lattice: sums of slices in, regularised maps and their transforms out.
+
+The lattice is that of `physics.project`, read and filled by `physics.interpolation`. What is its own here is the sums:
+three real planes of a half transform in one tensor, which is how `scatter` adds fastest and a checkpoint keeps them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from cryorbit.data import Volume
 from cryorbit.physics.interpolation import complete_plane, scatter
+from cryorbit.physics.lattice import lattice_radius
+from cryorbit.physics.project import finish, prepare
 
 
 @dataclass(frozen=True)
@@ -42,18 +49,11 @@ class Lattice:
 
     def to_map(self, half: Complex[Tensor, "p p h"]) -> Float[Tensor, "n n n"]:
         """The map of a solved transform (`Sums.solve`): the kernel that adding samples blurred it with is divided out."""
-        real = torch.fft.irfftn(torch.fft.ifftshift(half, dim=(0, 1)), s=(self.padded,) * 3)
-        low = self.n // 2
-        index = (torch.arange(self.n) - low) % self.padded
-        return real[index][:, index][:, :, index] / _kernel(self.n)
+        return finish(half, box=self.n)
 
     def to_half(self, values: Float[Tensor, "n n n"]) -> Complex[Tensor, "p p h"]:
         """The transform of a map, ready for trilinear reads."""
-        low = self.n // 2
-        index = (torch.arange(self.n) - low) % self.padded
-        padded = torch.zeros((self.padded,) * 3)
-        padded[index[:, None, None], index[:, None], index] = values / _kernel(self.n)
-        return torch.fft.fftshift(torch.fft.rfftn(padded), dim=(0, 1)).contiguous()
+        return prepare(Volume(values, 1.0)).half
 
     def shells(self) -> Int[Tensor, "p p h"]:
         """Shell (Fourier pixels, rounded) of every stored lattice point."""
@@ -78,9 +78,10 @@ class Sums:
     @classmethod
     def of(cls, lattice: Lattice, raw: Float[Tensor, "c p p h"]) -> Sums:
         """Complete the plane x = 0 of sums made with `Lattice.add`; `raw` is left as it is."""
-        done = raw.clone()
-        complete_plane(done)
-        return cls(lattice, torch.complex(done[0], done[1]), done[2])
+        numerator, weight = torch.complex(raw[0], raw[1]), raw[2].clone()
+        complete_plane(numerator)
+        complete_plane(weight)
+        return cls(lattice, numerator, weight)
 
     def solve(self, added_weight: Float[Tensor, "shells"], *, radius: float) -> Complex[Tensor, "p p h"]:
         """Solve numerator / (weight + added weight of the shell), zero beyond `radius` Fourier pixels."""
@@ -91,13 +92,4 @@ class Sums:
 
 @lru_cache(maxsize=8)
 def _shells(n: int) -> Tensor:
-    x = torch.arange(n + 1).float()
-    y = torch.arange(-n, n).float()
-    size = (y[:, None, None].square() + y[:, None].square() + x.square()).sqrt() / 2
-    return size.round().long()
-
-
-@lru_cache(maxsize=8)
-def _kernel(n: int) -> Tensor:
-    axis = torch.sinc((torch.arange(n) - n // 2) / (2 * n)).square()
-    return axis[:, None, None] * axis[:, None] * axis
+    return (lattice_radius(n, torch.empty(0)) / 2).round().long()

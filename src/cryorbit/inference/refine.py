@@ -146,7 +146,7 @@ def _evaluate(
     model = value * data.ctf
     residual = data.transform * torch.polar(torch.ones_like(phase), phase) - model
     # Gradient in the laboratory frame, whitened; then the five columns of the Jacobian.
-    lab = torch.view_as_real(gradient).flatten(2).view(b, -1, 3, 2).permute(0, 2, 1, 3).reshape(b, 3, -1)
+    lab = torch.view_as_real(gradient.movedim(-1, 1)).reshape(b, 3, -1)
     lab = torch.bmm(rotation * lattice, lab).view(b, 3, -1, 2)
     c = data.ctf[..., None]
     x, y = kx[:, None], ky[:, None]

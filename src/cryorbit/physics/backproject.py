@@ -19,8 +19,8 @@ from torch import Tensor
 from cryorbit.data import CTF, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.physics.formation import plane_matrix, transfer_of
-from cryorbit.physics.interpolation import gather
-from cryorbit.physics.lattice import HalfPlane, add_points, complete_plane, half_plane
+from cryorbit.physics.interpolation import complete_plane, gather
+from cryorbit.physics.lattice import HalfPlane, add_points, half_plane, lattice_radius
 from cryorbit.physics.noise import spread_shells
 from cryorbit.physics.project import finish, transforms_of
 
@@ -193,7 +193,7 @@ class Backprojector:
             extra = extra + 1 / (REDUNDANCY * prior_power.to(mean)).clamp_min(1e-30)
         total = sums.denominator + _spread_shells_3d(extra, self.box)
         half = torch.where(total > 0, sums.numerator / total.clamp_min(1e-30), 0)
-        radius = _lattice_radius(self.box, self.denominator)
+        radius = lattice_radius(self.box, self.denominator)
         half = torch.where(radius <= self.box - 1, half, 0)
         return Volume(finish(half, box=self.box), self.pixel_size_A)
 
@@ -216,23 +216,16 @@ def prior_power_from_fsc(
     return c / (1 - c) / information.clamp_min(1e-30)
 
 
-def _lattice_radius(box: int, like: Tensor) -> Float[Tensor, "p p h"]:
-    """|k| of each lattice point in lattice units (half a shell of the map)."""
-    axis = torch.arange(2 * box, device=like.device, dtype=like.dtype) - box
-    x = torch.arange(box + 1, device=like.device, dtype=like.dtype)
-    return torch.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + x**2)
-
-
 def _shell_mean_3d(values: Tensor, box: int) -> Float[Tensor, "shells"]:
     """Mean over the shells of the map, two lattice units each."""
-    shell = (_lattice_radius(box, values) / 2).round().long().clamp_max(box // 2).reshape(-1)
-    inside = (_lattice_radius(box, values) <= box - 1).reshape(-1)
+    shell = (lattice_radius(box, values) / 2).round().long().clamp_max(box // 2).reshape(-1)
+    inside = (lattice_radius(box, values) <= box - 1).reshape(-1)
     total = values.new_zeros(box // 2 + 1).index_add_(0, shell[inside], values.reshape(-1)[inside])
     count = torch.bincount(shell[inside], minlength=box // 2 + 1).to(total)
     return total / count.clamp_min(1)
 
 
 def _spread_shells_3d(shells: Tensor, box: int) -> Float[Tensor, "p p h"]:
-    radius = (_lattice_radius(box, shells) / 2).clamp_max(box // 2)
+    radius = (lattice_radius(box, shells) / 2).clamp_max(box // 2)
     low = radius.floor().long().clamp_max(box // 2 - 1)
     return torch.lerp(shells[low], shells[low + 1], radius - low)
