@@ -110,6 +110,17 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(back[name], tensor)
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path, kind):
+    """A group that shares its folder may read every file in it: 0666 less the process's mask."""
+    before = os.umask(0o027)
+    try:
+        WRITERS[kind](tmp_path / "a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path):
     """A cut file, a missing one, one of another program, and meta that is not JSON."""
     path = tmp_path / "c.safetensors"

@@ -36,8 +36,11 @@ def save_state(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta: d
         name: t.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
     }
     with atomic_path(path) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(own, temporary, metadata={_META: text})
+            # The library makes a file of its own that nobody else may read; a group shares its runs.
+            temporary.chmod(mode)
         except SafetensorError as error:
             raise OSError(_error_number(error), str(error)) from error
 
