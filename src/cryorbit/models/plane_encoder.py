@@ -20,16 +20,9 @@ from cryorbit.geometry.groups import PlaneGroup, plane_matrices, pose_matrices
 from cryorbit.geometry.rotations import orthogonalise, random_rotations, six_d_to_matrix
 from cryorbit.models.pose_encoder import EncoderName, PoseEncoder, PosePrediction
 from cryorbit.nn.filter_bank import N_CHANNELS, FilterBank
-from cryorbit.nn.group_conv import (
-    FieldBatchNorm,
-    FieldGroupNorm,
-    GroupConv,
-    LiftConv,
-    avg_pool,
-    max_pool,
-    pooled_size,
-)
+from cryorbit.nn.group_conv import GroupConv, LiftConv, avg_pool, max_pool, pooled_size
 from cryorbit.nn.group_linear import EquivariantLinear
+from cryorbit.nn.group_norm import FieldBatchNorm, FieldGroupNorm
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (256, 256), (256, 256))
 """Channels of the convolutions of each block at full width, as cryoAI's for boxes to 128 px."""
@@ -166,7 +159,7 @@ class _GroupLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.conv, GroupConv):
             x = x.unflatten(1, (self.conv.kernel.order, -1))
-        return F.relu(self.norm(self.conv(x)), inplace=True).flatten(1, 2)
+        return F.relu(self.norm(self.conv(x)).flatten(1, 2), inplace=True)
 
 
 def _layer(before: int, after: int, group: PlaneGroup | None, norm: str, *, first: bool) -> nn.Module:

@@ -167,38 +167,6 @@ def _convolve(x: Tensor, kernel: SharedKernel, bias: Tensor | None, padding: int
     return F.conv2d(x, weight, own, padding=padding).unflatten(1, (kernel.order, -1))
 
 
-class FieldBatchNorm(nn.Module):
-    """Batch normalisation with one mean, variance, scale and offset per field: shared over the group."""
-
-    def __init__(self, fields: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(fields)
-
-    def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
-        """Statistics over batch, group and pixels; running ones in evaluation."""
-        return _over_fields(self.norm, features)
-
-
-class FieldGroupNorm(nn.Module):
-    """Normalisation of each field of each image over group and pixels: the same in training and evaluation."""
-
-    def __init__(self, fields: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(fields, fields)
-
-    def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
-        """Statistics over group and pixels."""
-        return _over_fields(self.norm, features)
-
-
-def _over_fields(norm: nn.Module, features: Tensor) -> Tensor:
-    """Apply a norm of (b, c, pixels, group); with fields innermost in memory that is a view, there and back."""
-    b, g, c, h, w = features.shape
-    rows = features.permute(0, 3, 4, 1, 2).reshape(b, h * w, g, c).permute(0, 3, 1, 2)
-    out = norm(rows).permute(0, 2, 3, 1).reshape(b, h, w, g, c)
-    return out.permute(0, 3, 4, 1, 2)
-
-
 def pooled_size(size: int) -> int:
     """Side of the map after one pooling."""
     return (size + 1) // 2
