@@ -51,9 +51,13 @@ class PosteriorScores:
         every = (self, *others)
         if any(not math.isclose(o.cell_fraction, self.cell_fraction, rel_tol=1e-6) for o in others):
             raise BadInput("PosteriorScores: cells of different size. Compare posteriors on one grid.")
-        names = ("level", "mass_above", "nll", "entropy", "nearest_deg")
         return PosteriorScores(
-            *(torch.cat([getattr(o, name) for o in every]) for name in names), self.cell_fraction
+            level=torch.cat([o.level for o in every]),
+            mass_above=torch.cat([o.mass_above for o in every]),
+            nll=torch.cat([o.nll for o in every]),
+            entropy=torch.cat([o.entropy for o in every]),
+            nearest_deg=torch.cat([o.nearest_deg for o in every]),
+            cell_fraction=self.cell_fraction,
         )
 
 
@@ -129,7 +133,9 @@ def _cells_of(
     step = max(1, _CHUNK // (k * mates.shape[1]))
     for start in range(0, len(truth), step):
         some = mates[start : start + step]
-        centres = flat.expand(len(some), k, 9) if flat is not None else rotation[start : start + step].flatten(2)
+        centres = (
+            flat.expand(len(some), k, 9) if flat is not None else rotation[start : start + step].flatten(2)
+        )
         trace, cell = torch.einsum("ngx,nkx->ngk", some, centres.to(some)).max(2)
         cells.append(cell)
         traces.append(trace)
@@ -207,7 +213,9 @@ class Calibration:
 
     def verdict(self) -> str:
         """In one sentence."""
-        covered = f"the 95 % credible sets hold the truth of {100 * self.coverage_at(0.95):.1f} % of the particles"
+        covered = (
+            f"the 95 % credible sets hold the truth of {100 * self.coverage_at(0.95):.1f} % of the particles"
+        )
         if self.calibrated:
             return f"Calibrated on this simulation: {covered}."
         lean = float((self.coverage - self.level).mean())
@@ -274,13 +282,19 @@ class Reliability:
         said = right - self.lean
         n = float(self.count.sum())
         slack = 3 * math.sqrt(max(right * (1 - right), 1 / n) / n) + 0.01
-        word = "as sure as it should be" if abs(self.lean) < slack else "too sure" if self.lean < 0 else "too cautious"
-        return f"Mean confidence {said:.2f}, right in {right:.2f} of the particles of this simulation: {word}."
+        word = (
+            "as sure as it should be"
+            if abs(self.lean) < slack
+            else "too sure"
+            if self.lean < 0
+            else "too cautious"
+        )
+        return (
+            f"Mean confidence {said:.2f}, right in {right:.2f} of the particles of this simulation: {word}."
+        )
 
 
-def reliability(
-    confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, bins: int = 10
-) -> Reliability:
+def reliability(confidence: Float[Tensor, "n"], correct: Bool[Tensor, "n"], *, bins: int = 10) -> Reliability:
     """Confidence against how often it was right, in bins of equal width; empty bins are left out.
 
     Parameters

@@ -94,7 +94,9 @@ def pose_history(
             )
         true = truth[shot.row.to(truth.device)]
         nowhere = true.new_zeros(len(true), 2)
-        errors = pose_errors(Pose(shot.rotation, nowhere), Pose(true, nowhere), group=group, n_candidates=n_images)
+        errors = pose_errors(
+            Pose(shot.rotation, nowhere), Pose(true, nowhere), group=group, n_candidates=n_images
+        )
         subsets = consistent_subsets(
             shot.rotation, true, group=group, below=(CONSISTENT_BELOW,), n_images=n_images
         )

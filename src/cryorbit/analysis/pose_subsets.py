@@ -94,7 +94,9 @@ class ConsistentSubsets:
         """The state in one sentence."""
         if self.kind == "none":
             largest = self.groups[0].share if self.groups else 0.0
-            return f"No common frame: the largest consistent group holds {_percent(largest)} of the particles."
+            return (
+                f"No common frame: the largest consistent group holds {_percent(largest)} of the particles."
+            )
         first = self.groups[0]
         rest = 1.0 - sum(g.share for g in self.groups[:2])
         astray = f", {_percent(rest)} astray" if rest >= 0.005 else ""
@@ -155,7 +157,7 @@ class _Hand:
         equivalents = (gauges[:, None] @ self.group.mT).reshape(k * g, 9)
         return 6.0 - 2.0 * (equivalents @ self.relative.T).reshape(k, g, -1).amax(1)
 
-    def sizes(self, below: Tensor, free: Tensor) -> Float[Tensor, "t k"]:
+    def sizes(self, below: Tensor, free: Tensor) -> Int[Tensor, "t k"]:
         """Number of free particles within each threshold of each candidate's frame."""
         step = max(1, _CHUNK // max(1, len(self.relative) * len(self.group)))
         parts = []
@@ -179,7 +181,7 @@ class _Hand:
 
     def largest(self, free: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The frame that most free particles agree with, and which do."""
-        count = self.sizes(torch.tensor([CONSISTENT_BELOW]), free)[0] * free[rows]
+        count = self.sizes(free.new_tensor([CONSISTENT_BELOW], dtype=torch.float64), free)[0] * free[rows]
         gauge = self.settled(self.candidates[count.argmax()], free)
         return gauge, (self.squared(gauge[None])[0] < CONSISTENT_BELOW) & free
 
@@ -212,7 +214,9 @@ def consistent_subsets(
     """
     n = len(truth)
     if len(predicted) != n or n == 0:
-        raise BadInput(f"consistent_subsets: {len(predicted)} predicted rotations but {n} true ones. Join them by id.")
+        raise BadInput(
+            f"consistent_subsets: {len(predicted)} predicted rotations but {n} true ones. Join them by id."
+        )
     true = truth.double()
     if group is None:
         matrices = torch.eye(3, dtype=true.dtype, device=true.device)[None]
@@ -233,8 +237,8 @@ def consistent_subsets(
     return ConsistentSubsets(
         below=limits,
         row=rows,
-        size_a=hands[1].sizes(limits, free) / n,
-        size_b=hands[-1].sizes(limits, free) / n,
+        size_a=hands[1].sizes(limits, free).double() / n,
+        size_b=hands[-1].sizes(limits, free).double() / n,
         fraction_a=within[1].double().mean(1),
         fraction_b=within[-1].double().mean(1),
         fraction_union=(within[1] | within[-1]).double().mean(1),
@@ -261,4 +265,12 @@ def _groups(hands: dict[int, _Hand], rows: Tensor, free: Tensor) -> tuple[PoseGr
     return tuple(found)
 
 
-__all__ = ["AGREE_AT_LEAST", "LARGE_GROUP", "SWEEP", "ConsistentSubsets", "Kind", "PoseGroup", "consistent_subsets"]
+__all__ = [
+    "AGREE_AT_LEAST",
+    "LARGE_GROUP",
+    "SWEEP",
+    "ConsistentSubsets",
+    "Kind",
+    "PoseGroup",
+    "consistent_subsets",
+]

@@ -70,6 +70,7 @@ def evaluate(settings: Settings, *, device: torch.device) -> dict[str, Any]:
         If a file is missing or lacks poses, or truth and run list different particles.
     """
     from cryorbit.analysis.pose_error import pose_errors
+    from cryorbit.cli.diagnostics import evaluate_poses
     from cryorbit.cli.outputs import FSC, PARTICLES, read_fsc
     from cryorbit.cli.run_folder import RUN, read_json
     from cryorbit.io.particles import match_ids, read_particles, require_pose
@@ -85,6 +86,7 @@ def evaluate(settings: Settings, *, device: torch.device) -> dict[str, Any]:
     half = read_fsc(folder / FSC).get("unmasked") if (folder / FSC).exists() else None
     numbers: dict[str, Any] = {
         **errors.summary(),
+        **evaluate_poses(folder, solved, true_pose, errors, symmetry=symmetry),
         "converged": errors.mse < 0.1,
         "fsc0143_half_A": None if half is None else half.resolution_A(0.143),
         "seconds": facts.get("seconds"),
@@ -114,15 +116,19 @@ def map_numbers(
     settings: Settings, errors: PoseErrors, true_stack: ParticleStack, symmetry: str, *, device: torch.device
 ) -> dict[str, Any]:
     """Fourier shell correlation of the run's map, and of the oracle's, with the true map."""
+    from cryorbit.cli.diagnostics import mirror_of
     from cryorbit.cli.outputs import MAP, TRUTH_CURVE, write_fsc
     from cryorbit.io.mrc import read_map
 
     assert settings.truth_map is not None
-    truth = read_map(settings.truth_map)
-    aligned = place(read_map(settings.run_dir / MAP), truth, errors)
+    truth, found = read_map(settings.truth_map), read_map(settings.run_dir / MAP)
+    aligned = place(found, truth, errors)
     curves = truth_curves(aligned, truth)
     write_fsc(settings.run_dir / TRUTH_CURVE, {"unmasked": curves[0], "masked": curves[1]})
     numbers = of_curve("truth", curves)
+    mirror = mirror_of(found)
+    if mirror is not None:
+        numbers |= {"mirror_correlation": mirror.correlation, "mirror_agrees_to_A": mirror.agrees_to_A()}
     if settings.oracle:
         oracle = oracle_map(true_stack, symmetry, device=device)
         numbers |= of_curve("oracle", truth_curves(oracle, truth))

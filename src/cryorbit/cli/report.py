@@ -77,6 +77,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     """
     import yaml
 
+    from cryorbit.cli.diagnostics import mirror_of, of_diagnostics
     from cryorbit.cli.outputs import HALF1, HALF2, MAP, TRUTH_CURVE, read_fsc
     from cryorbit.cli.progress import read_metrics
     from cryorbit.cli.run_folder import METRICS, RUN, SETTINGS, read_json
@@ -108,6 +109,8 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
         symmetry=str(settings.get("symmetry", "C1")),
         metrics=read_metrics(folder / METRICS),
         evaluation=read_json(folder / "evaluation.json"),
+        mirror=mirror_of(volume),
+        **of_diagnostics(folder),
         **({} if stack is None else of_particles(stack, volume, facts)),
     )
 

@@ -9,7 +9,11 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from cryorbit.analysis.calibration import Calibration, Reliability
 from cryorbit.analysis.fsc import MaskedCorrelation, ShellCorrelation
+from cryorbit.analysis.mirror import MirrorSymmetry
+from cryorbit.analysis.pose_history import PoseHistory
+from cryorbit.analysis.pose_subsets import ConsistentSubsets
 from cryorbit.data import CTF, Pose, Volume
 from cryorbit.errors import BadInput
 
@@ -64,6 +68,32 @@ class ImageStatistics:
     snr: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class PosesBesideTruth:
+    """Predicted rotations in the true frame and hand, with the truth, row by row.
+
+    Parameters
+    ----------
+    rotation
+        Shape (n, 3, 3).
+    truth
+        Shape (n, 3, 3): for a symmetric particle the equivalent nearest to the prediction.
+    confidence
+        Shape (n,), 0 to 1, or None.
+    """
+
+    rotation: Float[Tensor, "n 3 3"]
+    truth: Float[Tensor, "n 3 3"]
+    confidence: Float[Tensor, "n"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rotation.shape != self.truth.shape:
+            raise BadInput(
+                f"PosesBesideTruth: {tuple(self.rotation.shape)} rotations but {tuple(self.truth.shape)} true "
+                "ones. Give one per particle."
+            )
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
     """A run in nouns and numbers, for `write_report`."""
@@ -116,3 +146,16 @@ class ReportData:
     """Rows of metrics.jsonl in order: `stage`, `step` and numbers."""
     evaluation: Mapping[str, object] = field(default_factory=dict)
     """Numbers against the truth, as `cryorbit evaluate` prints them."""
+
+    mirror: MirrorSymmetry | None = None
+    """The map against its reflections; needs no truth."""
+    poses_beside_truth: PosesBesideTruth | None = None
+    """For simulations, as all that follows."""
+    subsets: ConsistentSubsets | None = None
+    """Which particles agree with one another, in either hand."""
+    pose_history: PoseHistory | None = None
+    """Pose errors and subsets through the run."""
+    calibration: Calibration | None = None
+    """Credible sets of the posterior against the truth."""
+    reliability: Reliability | None = None
+    """Confidence against how often the pose was right."""

@@ -16,6 +16,7 @@ from cryorbit.io.atomic import atomic_path
 from cryorbit.report.claims import claims
 from cryorbit.report.data import ReportData
 from cryorbit.report.page import text_of
+from cryorbit.report.pose_sections import looks_mirrored
 from cryorbit.report.sections import sections
 from cryorbit.report.style import house_style
 
@@ -123,6 +124,8 @@ def _notes(data: ReportData) -> list[str]:
             notes.append(
                 "The half-map FSC rises above 0.143 again after its first crossing; the first one counts."
             )
+    if looks_mirrored(data):
+        notes.append("The map equals its own mirror image: the poses very likely mix both hands.")
     if data.masked_curve is not None and data.masked_curve.mask_too_tight():
         notes.append(
             "The mask alone correlates the half maps at the final resolution: take a softer, wider mask."

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Circle
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
 from cryorbit.analysis.calibration import Calibration, Reliability
+from cryorbit.analysis.fsc import ShellCorrelation
+from cryorbit.analysis.mirror import MirrorSymmetry
 from cryorbit.analysis.pose_history import CONVERGED_BELOW, PoseHistory
 from cryorbit.analysis.pose_subsets import ConsistentSubsets
+from cryorbit.report.figures_curves import resolution_ticks
 from cryorbit.report.style import (
     BLUE,
     INK,
@@ -22,7 +28,6 @@ from cryorbit.report.style import (
     ORANGE,
     PALE,
     RULE,
-    SEQUENTIAL,
     TEAL,
     bare,
     figure,
@@ -34,6 +39,7 @@ MAX_RIDGES = 28
 """Snapshots shown in a joy plot, evenly chosen by number."""
 MAX_POINTS = 3000
 """Points shown in a projective plane."""
+_DOUBT = LinearSegmentedColormap.from_list("doubt", [ORANGE, "#e3b98a", "#8fb0cc", BLUE])
 _SHARES = np.linspace(-0.04, 1.04, 217)
 _RIDGE_SD = 0.012
 
@@ -48,18 +54,28 @@ def error_history_figure(history: PoseHistory) -> str:
     axes.set_yscale("log")
     _time_axis(axes, history)
     low = float(torch.minimum(history.mse, history.medse).clamp_min(1e-6).min())
-    axes.set_ylim(min(0.05, 0.6 * low), 11.0)
-    _level(axes, 6.0, "chance")
-    _level(axes, CONVERGED_BELOW, "converged below 0.1")
+    axes.set_ylim(min(0.05, 0.6 * low), 12.0)
+    _level(axes, 6.0, "chance", side="right")
+    _level(axes, CONVERGED_BELOW, "converged", side="left")
     axes.set_ylabel("Squared error |R − R′|²")
     fig.legend(loc="outside upper left", ncols=2, columnspacing=1.4, handlelength=1.8)
     return svg_address(fig)
 
 
-def _level(axes: Axes, value: float, word: str) -> None:
+def _level(axes: Axes, value: float, word: str, *, side: Literal["left", "right"]) -> None:
+    """A line across with a word: on the right above it, on the left below it, where curves are not."""
+    right = side == "right"
     axes.axhline(value, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.text(
-        0.995, value * 1.06, word, color=MUTED, fontsize=8.5, ha="right", transform=axes.get_yaxis_transform()
+    axes.annotate(
+        word,
+        (1.0 if right else 0.0, value),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(-4, 2) if right else (4, -3),
+        textcoords="offset points",
+        color=MUTED,
+        fontsize=8.5,
+        ha=side,
+        va="bottom" if right else "top",
     )
 
 
@@ -68,6 +84,11 @@ def _time_axis(axes: Axes, history: PoseHistory) -> None:
     first, last = float(history.time[0]), float(history.time[-1])
     if first > 0 and last > 3 * first:
         axes.set_xscale("log")
+        steps = (1, 2, 5) if last < 300 * first else (1,)
+        decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
+        ticks = [step * 10.0**power for power in decades for step in steps]
+        axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axes.minorticks_off()
     if last > first:
         axes.set_xlim(first, last)
     axes.set_xlabel(history.time_label)
@@ -84,9 +105,7 @@ def joy_figure(history: PoseHistory) -> str:
         base = float(len(rows) - 1 - place)  # time runs downwards, later ridges lie in front
         both, other = _ridge(size, np.ones_like(size)), _ridge(size, hand < 0)
         scale = 2.6 / max(both.max(), 1e-9)
-        axes.fill_between(
-            _SHARES, base, base + scale * both, color=BLUE, alpha=0.9, zorder=2 * place + 2, linewidth=0
-        )
+        axes.fill_between(_SHARES, base, base + scale * both, color=BLUE, zorder=2 * place + 2, linewidth=0)
         axes.fill_between(
             _SHARES, base, base + scale * other, color=ORANGE, zorder=2 * place + 2, linewidth=0
         )
@@ -98,7 +117,7 @@ def joy_figure(history: PoseHistory) -> str:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlim(-0.04, 1.04)
     axes.set_ylim(-0.3, len(rows) + 2.2)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("Particles that agree with a particle, of all")
@@ -134,9 +153,16 @@ def hand_history_figure(history: PoseHistory) -> str:
     axes = fig.add_subplot()
     time = history.time.tolist()
     axes.plot(
-        time, history.fraction_union.tolist(), color=INK, linewidth=1.2, linestyle=(0, (3, 2)), label="in either"
+        time,
+        history.fraction_union.tolist(),
+        color=INK,
+        linewidth=1.2,
+        linestyle=(0, (3, 2)),
+        label="in either",
     )
-    axes.plot(time, history.fraction_a.tolist(), color=BLUE, marker="o", markersize=3, label="in the final hand")
+    axes.plot(
+        time, history.fraction_a.tolist(), color=BLUE, marker="o", markersize=3, label="in the final hand"
+    )
     axes.plot(time, history.fraction_b.tolist(), color=ORANGE, marker="o", markersize=3, label="mirrored")
     _time_axis(axes, history)
     _share_axis(axes)
@@ -199,11 +225,13 @@ def plane_colours(points: Float[Tensor, "n 2"]) -> np.ndarray:
 
 
 def _rgb_of_lab(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """sRGB of CIELAB under D65, clipped to 0 to 1."""
+    """Screen colours (sRGB) of CIELAB under D65, clipped to 0 to 1."""
     fy = (lightness + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * np.array([0.9505, 1.0, 1.089])
-    linear = xyz @ np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]).T
+    linear = (
+        xyz @ np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]]).T
+    )
     linear = np.clip(linear, 0, 1)
     return np.clip(np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear), 0, 1)
 
@@ -234,7 +262,7 @@ def plane_figure(
             found[order],
             "predicted, by confidence",
             c=value[order].numpy(),
-            cmap=SEQUENTIAL.reversed(),
+            cmap=_DOUBT,
             vmin=0.0,
             vmax=1.0,
         )
@@ -243,7 +271,7 @@ def plane_figure(
     return png_address(fig, dpi=180)
 
 
-def _plane(axes: Axes, points: Tensor, title: str, **how: object):  # noqa: ANN202
+def _plane(axes: Axes, points: Tensor, title: str, **how: object) -> PathCollection:
     bare(axes)
     axes.set_aspect("equal")
     axes.add_patch(Circle((0, 0), 1, facecolor=PALE, edgecolor=RULE, linewidth=0.9, zorder=0))
@@ -254,6 +282,24 @@ def _plane(axes: Axes, points: Tensor, title: str, **how: object):  # noqa: ANN2
     axes.set_ylim(-1.04, 1.04)
     axes.set_title(title, fontsize=9.5, fontweight="normal", loc="center")
     return shown
+
+
+def mirror_figure(mirror: MirrorSymmetry, half: ShellCorrelation | None = None) -> str:
+    """Shell correlation of a map with its best reflection, beside that of its half maps."""
+    fig = figure(5.6, 3.6)
+    axes = fig.add_subplot()
+    if half is not None:
+        frequency, value = half.frequency_per_A.tolist(), half.correlation.tolist()
+        axes.plot(frequency[1:], value[1:], color=MUTED, linewidth=1.5, label="half maps")
+    frequency, value = mirror.curve.frequency_per_A.tolist(), mirror.curve.correlation.tolist()
+    axes.plot(frequency[1:], value[1:], color=ORANGE, linewidth=2.4, label="map and its best reflection")
+    last = frequency[-1] if half is None else max(frequency[-1], float(half.frequency_per_A[-1]))
+    resolution_ticks(axes, last)
+    axes.axhline(0.0, color=INK, linewidth=0.7)
+    axes.set_ylim(-0.12, 1.04)
+    axes.set_ylabel("Fourier shell correlation")
+    fig.legend(loc="outside upper left", ncols=2, columnspacing=1.4, handlelength=1.8)
+    return svg_address(fig)
 
 
 def calibration_figure(calibration: Calibration) -> str:

@@ -9,6 +9,7 @@ from cryorbit.geometry.symmetry import point_group
 from cryorbit.report import figures_curves, figures_map, figures_particles
 from cryorbit.report.data import ReportData
 from cryorbit.report.page import Picture, Row, Section, text_of
+from cryorbit.report.pose_sections import hand_section, truth_poses_section
 
 
 def map_section(data: ReportData) -> Section:
@@ -222,6 +223,15 @@ _EVALUATION_WORDS = {
     "hand_a": "Share of particles right in the map's hand",
     "hand_b": "Share right in the mirrored hand",
     "hand_union": "Share right in one hand or the other",
+    "pose_verdict": "State of the poses",
+    "pose_state": "In short",
+    "converged_at": "Converged for good at this image visit",
+    "subset_largest": "Share of the particles in the largest consistent subset (20°)",
+    "subset_median": "Share of the particles that agree with the median particle (20°)",
+    "mirror_correlation": "Correlation of the map with its best reflection",
+    "mirror_agrees_to_A": "Resolution to which map and reflection agree (Å)",
+    "mean_confidence": "Mean confidence of the poses",
+    "confidence_right": "Share of the poses that are right (10°)",
     "rotation_error_deg_median": "Median rotation error (degrees)",
     "view_error_deg_median": "Median error of the viewing direction (degrees)",
     "in_plane_error_deg_median": "Median in-plane error (degrees)",
@@ -261,10 +271,12 @@ def sections(data: ReportData) -> list[Section]:
     makers = (
         map_section,
         resolution_section,
+        hand_section,
         pose_section,
         image_section,
         convergence_section,
         evaluation_section,
+        truth_poses_section,
         particle_section,
     )
     return [section for make in makers if (section := make(data)) is not None]
