@@ -20,7 +20,7 @@ from cryorbit.geometry.groups import PlaneGroup, plane_matrices, pose_matrices
 from cryorbit.geometry.rotations import orthogonalise, random_rotations, six_d_to_matrix
 from cryorbit.models.pose_encoder import EncoderName, PoseEncoder, PosePrediction
 from cryorbit.nn.filter_bank import N_CHANNELS, FilterBank
-from cryorbit.nn.group_conv import GroupConv, LiftConv, avg_pool, max_pool, pooled_size
+from cryorbit.nn.group_conv import GroupConv, SharedKernel, avg_pool, convolve, max_pool, pooled_size
 from cryorbit.nn.group_linear import EquivariantLinear
 from cryorbit.nn.group_norm import FieldBatchNorm, FieldGroupNorm
 
@@ -149,24 +149,22 @@ class _PlainLayer(nn.Module):
 
 
 class _GroupLayer(nn.Module):
-    """The same on regular fields, (b, group x fields, h, w) in and out."""
+    """The same on regular fields as channels, (b, group x fields, h, w); the norm makes a bias superfluous."""
 
-    def __init__(self, conv: LiftConv | GroupConv, fields: int, norm: str) -> None:
+    def __init__(self, before: int, fields: int, group: PlaneGroup, norm: str, *, lift: bool) -> None:
         super().__init__()
-        self.conv = conv
+        self.kernel = SharedKernel(before, fields, 3, group=group, lift=lift)
         self.norm = FieldBatchNorm(fields) if norm == "batch" else FieldGroupNorm(fields)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.conv, GroupConv):
-            x = x.unflatten(1, (self.conv.kernel.order, -1))
-        return F.relu(self.norm(self.conv(x)).flatten(1, 2), inplace=True)
+        x = self.norm.of_channels(convolve(x, self.kernel, None, padding=1))
+        return F.relu(x, inplace=x._base is None)  # in place on a view costs copies
 
 
 def _layer(before: int, after: int, group: PlaneGroup | None, norm: str, *, first: bool) -> nn.Module:
     if group is None:
         return _PlainLayer(before, after, norm)
-    conv = (LiftConv if first else GroupConv)(before, after, group=group)
-    return _GroupLayer(conv, after, norm)
+    return _GroupLayer(before, after, group, norm, lift=first)
 
 
 class StandardEncoder(PoseEncoder):

@@ -26,8 +26,8 @@ def gaussian_kernels() -> Float[Tensor, "c k"]:
 class FilterBank(nn.Module):
     """Images (b, h, h) to (b, 5, h, h): blurred with reflected edges, then mean 0.45, deviation 0.226 per channel.
 
-    So an encoder that begins here does not depend on the scale and offset of the images. A channel without contrast
-    becomes constant. Both passes of the separable blur are linear maps of the rows, done as products with a matrix
+    So an encoder that begins here does not depend on the scale and offset of the images, as long as their deviation
+    is well above 1e-6. Both passes of the separable blur are linear maps of the rows, done as products with a matrix
     that includes the reflection.
     """
 
@@ -43,5 +43,4 @@ class FilterBank(nn.Module):
     def forward(self, images: Float[Tensor, "b h h"]) -> Float[Tensor, "b c h h"]:
         """Blur and normalise."""
         blurred = self._blur.mT @ images[:, None] @ self._blur
-        deviation, mean = torch.std_mean(blurred, (-2, -1), keepdim=True, correction=0)
-        return (blurred - mean) / deviation.clamp_min(1e-12) * DEVIATION + MEAN
+        return F.layer_norm(blurred, blurred.shape[-2:], eps=1e-12).mul_(DEVIATION).add_(MEAN)

@@ -132,7 +132,8 @@ class LiftConv(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g f y x"]:
         """Correlate with every element's copy of the kernel."""
-        return _convolve(images, self.kernel, self.bias, self.padding)
+        out = convolve(images, self.kernel, self.bias, padding=self.padding)
+        return out.unflatten(1, (self.kernel.order, -1))
 
 
 class GroupConv(nn.Module):
@@ -155,16 +156,19 @@ class GroupConv(nn.Module):
 
     def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g f y x"]:
         """Correlate over the group and the plane."""
-        return _convolve(features.flatten(1, 2), self.kernel, self.bias, self.padding)
+        out = convolve(features.flatten(1, 2), self.kernel, self.bias, padding=self.padding)
+        return out.unflatten(1, (self.kernel.order, -1))
 
 
-def _convolve(x: Tensor, kernel: SharedKernel, bias: Tensor | None, padding: int) -> Tensor:
+def convolve(
+    x: Float[Tensor, "b cin h w"], kernel: SharedKernel, bias: Float[Tensor, "f"] | None, *, padding: int
+) -> Float[Tensor, "b cout y x"]:
+    """Correlate images, or regular fields as channels (group outermost), with every element's copy of the kernel."""
     weight = kernel()
     if x.shape[1] != weight.shape[1]:
         raise BadInput(f"This convolution takes {weight.shape[1]} channels (group x fields), got {x.shape[1]}.")
     own = None if bias is None else bias.repeat(kernel.order)
-    x = x.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, own, padding=padding).unflatten(1, (kernel.order, -1))
+    return F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, own, padding=padding)
 
 
 def pooled_size(size: int) -> int:

@@ -71,7 +71,8 @@ class EquivariantLinear(nn.Module):
         if len(basis) == 0:
             raise BadInput(f"No linear map from {kind_in!r} to {kind_out!r} features commutes with {group} but zero.")
         invariant = intertwiners("trivial", kind_out, group)[:, :, 0]
-        self.register_buffer("_basis", basis.float(), persistent=False)
+        self._components = basis.shape[1], basis.shape[2]
+        self.register_buffer("_basis", basis.float().flatten(1).T.contiguous(), persistent=False)
         self.register_buffer("_invariant", invariant.float(), persistent=False)
         bound = 1 / math.sqrt(m_in * float(basis.abs().sum((0, 2)).max()))
         self.weight = nn.Parameter(torch.empty(len(basis), m_out, m_in).uniform_(-bound, bound))
@@ -83,10 +84,11 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, features: Float[Tensor, "b i m"]) -> Float[Tensor, "b o n"]:
         """One matrix product."""
-        _, o, i = self._basis.shape
-        m_out, m_in = self.weight.shape[1:]
+        o, i = self._components
+        n, m_out, m_in = self.weight.shape
         if features.shape[1:] != (i, m_in):
             raise BadInput(f"This layer takes features (b, {i}, {m_in}), got {tuple(features.shape)}.")
-        weight = torch.einsum("nab,npq->apbq", self._basis, self.weight).reshape(o * m_out, i * m_in)
+        blocks = (self._basis @ self.weight.view(n, -1)).view(o, i, m_out, m_in)
+        weight = blocks.transpose(1, 2).reshape(o * m_out, i * m_in)
         bias = None if self.bias is None else (self._invariant.T @ self.bias).flatten()
         return F.linear(features.flatten(1), weight, bias).unflatten(1, (o, m_out))

@@ -10,11 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+FEW_FIELDS = 8
+"""Below this torch's batch norm is slow where fields are innermost in memory (measured: 4 to 10 times)."""
+
+
 class FieldBatchNorm(nn.Module):
     """Batch normalisation with one mean, variance, scale and offset per field: shared over the group.
 
-    `torch.nn.BatchNorm2d` over (b, c, g x h, w); done with the moments of plain channels, which are then put
-    together, because a plain batch norm of few fields is slow where fields are innermost in memory.
+    `torch.nn.BatchNorm2d` over (b, c, h x w, g), a view where fields are innermost in memory. Few fields are done
+    with the moments of the plain channels, which are then put together.
     """
 
     def __init__(self, fields: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -30,61 +34,85 @@ class FieldBatchNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
         """Statistics over batch, group and pixels; running ones in evaluation."""
-        g = features.shape[1]
-        x = features.flatten(1, 2)
+        return self.of_channels(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+
+    def of_channels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The same on channels, group outermost."""
+        c = len(self.weight)
+        g = x.shape[1] // c
         if not self.training:
-            stats = [t.repeat(g) for t in (self.running_mean, self.running_var, self.weight, self.bias)]
-            return F.batch_norm(x, *stats, training=False, eps=self.eps).unflatten(1, (g, -1))
-        y, mean, var = _SharedBatchNorm.apply(x, self.weight, self.bias, g, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
-        count = x.numel() // len(self.weight)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
-        return y.unflatten(1, (g, -1))
+            mean, var, weight, bias = (
+                t.repeat(g) for t in (self.running_mean, self.running_var, self.weight, self.bias)
+            )
+            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)
+        if c >= FEW_FIELDS:
+            return self._as_rows(x, g)
+        y, full = _SharedBatchNorm.apply(x, self.weight, self.bias, g, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
+        count = x.numel() // c
+        self.running_mean.lerp_(full[0, :c], self.momentum)
+        self.running_var.lerp_(full[1, :c] * (count / max(count - 1, 1)), self.momentum)
+        return y
+
+    def _as_rows(self, x: Tensor, g: int) -> Tensor:
+        b, channels, h, w = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(b, h * w, g, channels // g).permute(0, 3, 1, 2)
+        out = F.batch_norm(
+            rows,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return out.permute(0, 2, 3, 1).reshape(b, h, w, channels).permute(0, 3, 1, 2)
 
 
 class _SharedBatchNorm(torch.autograd.Function):
-    """(y, mean, variance) of (b, g x c, h, w), normalised per field; the moments carry no gradient."""
+    """(y, statistics) of (b, g x c, h, w), normalised per field; rows of the second: mean, variance, weight, bias.
+
+    The statistics are given per channel, and carry no gradient.
+    """
 
     @staticmethod
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor, g: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        n = x.shape[1]
-        start = weight.new_zeros(2, n)  # given in the dtype of the weights: so the moments are found in it
-        means, variances = torch.batch_norm_update_stats(x, start[0], start[1], 1.0)
-        means, variances = means.to(weight.dtype).view(g, -1), variances.to(weight.dtype).view(g, -1)
-        mean = means.mean(0)
-        var = (variances + (means - mean).square()).mean(0)
-        full = [t.repeat(g) for t in (mean, var, weight, bias)]
-        return F.batch_norm(x, *full, training=False, eps=eps), mean, var
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, g: int, eps: float) -> tuple[Tensor, Tensor]:
+        if x.dtype == weight.dtype:
+            moments = torch.batch_norm_update_stats(x, None, None, 0.0)
+        else:  # moments are found in the dtype of the running ones
+            start = weight.new_zeros(2, x.shape[1])
+            moments = (m.to(weight.dtype) for m in torch.batch_norm_update_stats(x, start[0], start[1], 1.0))
+        means, variances = (m.view(g, -1) for m in moments)
+        between, mean = torch.var_mean(means, 0, correction=0)
+        full = torch.stack([mean, variances.mean(0) + between, weight, bias]).repeat(1, g)
+        return F.batch_norm(x, *full.unbind(), training=False, eps=eps), full
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, float], output: Any) -> None:
         x, weight, _, ctx.g, ctx.eps = inputs
-        _, mean, var = output
-        ctx.mark_non_differentiable(mean, var)
-        ctx.save_for_backward(x, weight, mean, var)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, mean, var = ctx.saved_tensors
-        g, dy = ctx.g, grads[0].contiguous(memory_format=torch.channels_last)
+        x, weight, full = ctx.saved_tensors
+        g, c, dy = ctx.g, len(weight), grads[0].contiguous(memory_format=torch.channels_last)
+        mean, var, repeated, _ = full.unbind()
         # With given moments torch's backward returns sum dy xhat and sum dy of each channel, in one pass.
         _, dw, db = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight.repeat(g), mean.repeat(g), var.repeat(g), None, None, False, ctx.eps, [False, True, True]
+            dy, x, repeated, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
-        dw, db = dw.view(g, -1).sum(0), db.view(g, -1).sum(0)
-        # dx = w r (dy - mean dy - xhat mean(dy xhat)), r = 1/sqrt(var + eps): a dy + (e x + f)
-        r = (var + ctx.eps).rsqrt()
-        count = x.numel() // len(weight)
-        a, e = weight * r, -weight * r * r * dw / count
-        f = -a * db / count - e * mean
-        zero = torch.zeros_like(a).repeat(g)
-        one = torch.ones_like(zero)
-        dx = F.batch_norm(x, zero, one, e.repeat(g), f.repeat(g), training=False, eps=0.0)
-        dx += F.batch_norm(dy, zero, one, a.repeat(g), zero, training=False, eps=0.0)
-        return dx, dw, db, None, None
+        sums = torch.stack([dw, db]).view(2, g, c).sum(1)
+        # dx = a (dy - mean dy - xhat mean(dy xhat)) with a = weight / sqrt(var + eps): a norm of x, plus a dy
+        a = (var[:c] + ctx.eps).rsqrt() * weight
+        scaled = torch.cat([sums * (a * (-c / x.numel())), a[None]]).repeat(1, g)
+        dx = F.batch_norm(x, mean, var, scaled[0], scaled[1], training=False, eps=ctx.eps)
+        if dx.dtype == scaled.dtype:
+            dx.addcmul_(dy, scaled[2, :, None, None])
+        else:  # addcmul is slow where types differ
+            zero = torch.zeros_like(mean)
+            dx += F.batch_norm(dy, zero, zero + 1, scaled[2], zero, training=False, eps=0.0)
+        return dx, sums[0], sums[1], None, None
 
 
 class FieldGroupNorm(nn.Module):
@@ -98,12 +126,18 @@ class FieldGroupNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g c h w"]:
         """Statistics over group and pixels, the variance about the mean found first."""
-        b, g, c, h, w = features.shape
-        rows = features.permute(0, 3, 4, 1, 2).reshape(b, h * w, g * c).to(self.weight.dtype)
+        return self.of_channels(features.flatten(1, 2)).unflatten(1, features.shape[1:3])
+
+    def of_channels(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The same on channels, group outermost."""
+        b, channels, h, w = x.shape
+        g = channels // len(self.weight)
+        rows = x.permute(0, 2, 3, 1).reshape(b, h * w, channels).to(self.weight.dtype)
         centred = rows - _per_channel(rows.mean(1), g)
         variance = _per_channel(centred.square().mean(1), g)
-        out = centred * ((variance + self.eps).rsqrt() * self.weight.repeat(g)) + self.bias.repeat(g)
-        return out.to(features.dtype).view(b, h, w, g, c).permute(0, 3, 4, 1, 2)
+        scale = (variance + self.eps).rsqrt() * self.weight.repeat(g)
+        out = torch.addcmul(self.bias.repeat(g), centred, scale)
+        return out.to(x.dtype).view(b, h, w, channels).permute(0, 3, 1, 2)
 
 
 def _per_channel(moments: Tensor, g: int) -> Tensor:
