@@ -15,8 +15,8 @@ from cryorbit.physics.project import prepare, project, slices, transforms_of
 from laws import ROUND_OFF
 from physics_models import GaussianBlobs, uniform_rotations
 
-OUTSIDE_HALF_BOX = {1: 0.15, 2: 0.05}
-"""Relative error of slices of blobs within 0.25 of the box, by padding; measured 0.11 and 0.03."""
+TRILINEAR = {1: 0.1, 2: 0.02}
+"""Relative error of slices of blobs within 0.25 of the box, by padding; measured 0.075 and 0.012."""
 
 
 def random_volume(box: int) -> Volume:
@@ -32,7 +32,7 @@ def plain_slices(pairs: Tensor, rotation: Tensor, points: Tensor, padding: int) 
     for corner in torch.tensor(list(itertools.product((0, 1), repeat=3))):
         cell = floor + corner
         weight = (1 - (at - cell).abs()).prod(-1)
-        # The cell's mate is stored: both ways where x = 0, of which the one the point came from counts.
+        # A point with x < 0 is read at its mate, whose cell has x from 0 on.
         mate = (floor[..., 0] + 1 <= 0) & (at.detach()[..., 0] < 0)
         x, y, z = torch.where(mate[..., None], -cell, cell).long().unbind(-1)
         value = half[z + edge // 2, y + edge // 2, x]
@@ -95,10 +95,10 @@ def test_slices_are_transforms_of_projections(box: int, padding: int):
     decoder = LatticeVolume.of(Volume(model.values(box), 1.0), padding=padding)  # type: ignore[arg-type]
     rotation = uniform_rotations(5)
     plane = half_plane(box, step=1, radius=box / 2 - 1.01, dtype=torch.float64)
-    found = decoder.slices(rotation, torch.stack((plane.kx, plane.ky), 1))
+    found = decoder.slices(rotation, torch.stack((plane.kx, plane.ky), 1)).detach()
     images = project(decoder.volume(1.0), Pose(rotation, rotation.new_zeros(5, 2)))
     expected = transforms_of(images).flatten(1)[:, plane.position]
-    assert float((found - expected).norm() / expected.norm()) < OUTSIDE_HALF_BOX[padding]
+    assert float((found - expected).norm() / expected.norm()) < TRILINEAR[padding]
 
 
 def test_optimisers_keep_the_map_real_to_the_last_bit():

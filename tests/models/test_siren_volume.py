@@ -12,7 +12,7 @@ from physics_models import uniform_rotations
 
 SMALL = {"width": 24, "modulant_layers": 2, "envelope_layers": 1}
 BFLOAT16 = 2e-2
-"""Relative: hidden layers with eight bits each; measured 0.004."""
+"""Relative: hidden layers with eight bits each; measured 0.007."""
 
 
 def make(box: int, **options) -> SirenVolume:
