@@ -9,8 +9,8 @@ coordinate must stay below P / 2 - 1 in size.
 
 Sums come in two layouts, each the faster one for what it serves (measured on one core, boxes 32 to 128; printed by
 tests/speed/test_lattice.py). Values alone, which is what the gradient of a read is, go up to 1.25 times faster into a
-complex half (`Desk.add`) than into two real planes; values with their weights go up to 1.3 times faster into three real planes
-(`scatter`) than into a complex half and a real one.
+complex half (`Desk.add`) than into two real planes; values with their weights go up to 1.3 times faster into three
+real planes (`scatter`) than into a complex half and a real one.
 """
 
 from __future__ import annotations
