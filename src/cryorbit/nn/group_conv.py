@@ -41,13 +41,12 @@ class _CopyRows(torch.autograd.Function):
     """rows[index]; each row is copied g times, so the gradient is g rows gathered and added, not scattered."""
 
     @staticmethod
-    def forward(rows: Tensor, index: Tensor, inverse: Tensor, copies: int) -> Tensor:
-        return rows.index_select(0, index)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        _, _, inverse, ctx.copies = inputs
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, copies: int
+    ) -> Tensor:
+        ctx.copies = copies
         ctx.save_for_backward(inverse)
+        return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]

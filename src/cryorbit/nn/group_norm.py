@@ -17,7 +17,7 @@ FEW_FIELDS = 8
 class FieldBatchNorm(nn.Module):
     """Batch normalisation with one mean, variance, scale and offset per field: shared over the group.
 
-    `torch.nn.BatchNorm2d` over (b, c, h x w, g), a view where fields are innermost in memory. Few fields are done
+    `torch.nn.BatchNorm1d` over (b x h x w x g, c), a view where fields are innermost in memory. Few fields are done
     with the moments of the plain channels, which are then put together.
     """
 
@@ -46,18 +46,17 @@ class FieldBatchNorm(nn.Module):
             )
             return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)
         if c >= FEW_FIELDS:
-            return self._as_rows(x, g)
+            return self._as_rows(x)
         y, full = _SharedBatchNorm.apply(x, self.weight, self.bias, g, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
         count = x.numel() // c
         self.running_mean.lerp_(full[0, :c], self.momentum)
         self.running_var.lerp_(full[1, :c] * (count / max(count - 1, 1)), self.momentum)
         return y
 
-    def _as_rows(self, x: Tensor, g: int) -> Tensor:
+    def _as_rows(self, x: Tensor) -> Tensor:
         b, channels, h, w = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(b, h * w, g, channels // g).permute(0, 3, 1, 2)
         out = F.batch_norm(
-            rows,
+            x.permute(0, 2, 3, 1).reshape(-1, len(self.weight)),
             self.running_mean,
             self.running_var,
             self.weight,
@@ -66,7 +65,7 @@ class FieldBatchNorm(nn.Module):
             momentum=self.momentum,
             eps=self.eps,
         )
-        return out.permute(0, 2, 3, 1).reshape(b, h, w, channels).permute(0, 3, 1, 2)
+        return out.view(b, h, w, channels).permute(0, 3, 1, 2)
 
 
 class _SharedBatchNorm(torch.autograd.Function):
@@ -76,7 +75,9 @@ class _SharedBatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, g: int, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, g: int, eps: float
+    ) -> tuple[Tensor, Tensor]:
         if x.dtype == weight.dtype:
             moments = torch.batch_norm_update_stats(x, None, None, 0.0)
         else:  # moments are found in the dtype of the running ones
@@ -85,13 +86,10 @@ class _SharedBatchNorm(torch.autograd.Function):
         means, variances = (m.view(g, -1) for m in moments)
         between, mean = torch.var_mean(means, 0, correction=0)
         full = torch.stack([mean, variances.mean(0) + between, weight, bias]).repeat(1, g)
+        ctx.g, ctx.eps = g, eps
+        ctx.mark_non_differentiable(full)
+        ctx.save_for_backward(x, weight, full)
         return F.batch_norm(x, *full.unbind(), training=False, eps=eps), full
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int, float], output: Any) -> None:
-        x, weight, _, ctx.g, ctx.eps = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
