@@ -13,6 +13,7 @@ from cryorbit.inference.search import (
     accumulate,
     circular_orders,
     image_matrix,
+    image_rows,
     make_templates,
     normalise,
     score,
@@ -80,6 +81,15 @@ def test_rows_are_the_harmonics_of_shifted_images():
         real, imag = harmonics[..., m].real, harmonics[..., m].imag
         torch.testing.assert_close(rows[slot, : b * s], torch.cat((real, imag), 1))
         torch.testing.assert_close(rows[slot, b * s :], torch.cat((-imag, real), 1))
+
+
+def test_rows_of_an_image_stand_apart():
+    """`image_rows` of several images are `image_matrix` of each alone."""
+    problem = random_problem(m_max=5, astigmatism_rad=0.0)
+    rows = image_rows(problem.data, problem.plan)
+    for i in range(len(problem.data)):
+        alone = image_matrix(problem.data[i : i + 1], problem.plan)
+        torch.testing.assert_close(rows[i], alone, rtol=1e-5, atol=1e-6)
 
 
 def _random_posterior(problem: RingProblem):

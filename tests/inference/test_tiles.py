@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryorbit.inference import tiles as tiles_module
-from cryorbit.inference.search import SliceSums, accumulate, image_matrix, normalise, score
+from cryorbit.inference.search import RingData, SliceSums, accumulate, image_matrix, normalise, score
 from cryorbit.inference.tiles import Tiles, search_tiles
 from inference_models import random_problem
 
@@ -46,8 +46,50 @@ def test_tiles_give_the_same_posterior_and_sums(m_max, orders, views, strength):
     torch.testing.assert_close(merged.denominator, sums.denominator, rtol=1e-3, atol=1e-3)
 
 
+def _mixed():
+    """A dozen images from flat to sharp posteriors, in no order."""
+    data, plan, templates = _problem(0)
+    strength = torch.tensor([1.0, 30.0, 0.01, 300.0])[:, None, None, None]
+    filtered = (data.filtered[None] * strength).flatten(0, 1)
+    return RingData(filtered, (data.ctf_power[None] * strength).flatten(0, 1)), plan, templates
+
+
+@pytest.mark.parametrize("few", [0.0, 0.5, 1.0])
+def test_the_way_taken_does_not_matter(monkeypatch, few):
+    """Weights made at once, or views near the best looked at again, or whichever the image before called for."""
+    monkeypatch.setattr(tiles_module, "FEW", few)
+    data, plan, templates = _mixed()
+    tiles = _blocks(templates, 2)
+    parts = tiles.empty_sums()
+    found = search_tiles(data, plan, tiles, sums=parts)
+    whole = normalise(score(data, image_matrix(data, plan), plan, templates))
+    assert torch.equal(found.best, whole.best)
+    torch.testing.assert_close(found.log_evidence, whole.log_evidence, rtol=1e-5, atol=SINGLE_SUMS)
+    torch.testing.assert_close(found.best_probability, whole.best_probability, rtol=10 * SINGLE_SUMS, atol=0)
+    torch.testing.assert_close(found.entropy, whole.entropy, rtol=10 * SINGLE_SUMS, atol=10 * SINGLE_SUMS)
+    assert float(found.best_probability.max()) <= 1 + SINGLE_SUMS
+    sums = SliceSums.zeros(templates)
+    accumulate(sums, whole.probability, data, image_matrix(data, plan), plan)
+    scale = float(sums.numerator.abs().max())
+    merged = SliceSums.of_blocks(parts)
+    torch.testing.assert_close(merged.numerator, sums.numerator, rtol=1e-3, atol=1e-3 * scale)
+    torch.testing.assert_close(merged.denominator, sums.denominator, rtol=1e-3, atol=1e-3)
+
+
+def test_views_far_from_the_best_have_no_share(monkeypatch):
+    """What lies HOPELESS below the best adds round-off: a margin ten times as wide changes nothing."""
+    data, plan, templates = _mixed()
+    tiles = _blocks(templates, 2)
+    narrow = search_tiles(data, plan, tiles)
+    monkeypatch.setattr(tiles_module, "HOPELESS", 10 * tiles_module.HOPELESS)
+    wide = search_tiles(data, plan, tiles)
+    assert torch.equal(narrow.best, wide.best)
+    torch.testing.assert_close(narrow.log_evidence, wide.log_evidence, rtol=1e-6, atol=SINGLE_SUMS)
+    torch.testing.assert_close(narrow.entropy, wide.entropy, rtol=10 * SINGLE_SUMS, atol=10 * SINGLE_SUMS)
+
+
 def test_images_do_not_see_one_another(monkeypatch):
-    """One image at a time or all together: the same bits."""
+    """One image at a time or all together: the same to round-off."""
     data, plan, templates = _problem(0)
     tiles = _blocks(templates, 2)
     together = search_tiles(data, plan, tiles)

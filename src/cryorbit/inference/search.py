@@ -114,8 +114,8 @@ class SearchPlan:
     n_psi: int
     phases: Complex[Tensor, "s r a"]
     log_prior_shift: Float[Tensor, "s"]
-    transform: Float[Tensor, "a2 m4"]
-    """From a half ring, as pairs (Re, Im), to (Re, Im, -Im, Re) of the harmonics of each order."""
+    transform: Float[Tensor, "m2 a2"]
+    """To the harmonics of each order as pairs (Re, Im), from a half ring as such pairs."""
     even: Float[Tensor, "half_psi e2"]
     """The inverse Fourier series over even orders on half a turn of the in-plane angle."""
     odd: Float[Tensor, "half_psi o2"]
@@ -126,6 +126,11 @@ class SearchPlan:
     def n_shifts(self) -> int:
         """Number of trial shifts."""
         return self.phases.shape[0]
+
+    @property
+    def n_orders(self) -> int:
+        """Number of circular orders."""
+        return self.transform.shape[0] // 2
 
 
 def plan_search(
@@ -157,22 +162,34 @@ def plan_search(
     )
 
 
-def _ring_transform(grid: RingGrid, order: Float[Tensor, "m"]) -> Float[Tensor, "a2 m4"]:
+def _ring_transform(grid: RingGrid, order: Float[Tensor, "m"]) -> Float[Tensor, "m2 a2"]:
     """C = Re + Im on the half ring, Re - Im half a turn on, times exp(-i m t): as one matrix."""
-    angle = torch.arange(grid.n_half, dtype=torch.float64)[:, None] * order * (2 * math.pi / grid.n_angles)
-    wave = torch.stack((angle.cos(), -angle.sin()), -1)
-    half_turn = (1 - 2 * (order % 2))[:, None]
-    real, imag = torch.stack((wave * (1 + half_turn), wave * (1 - half_turn)), 1).unbind(-1)
-    return torch.stack((real, imag, -imag, real), -1).reshape(grid.n_angles, -1).float()
+    angle = order[:, None] * torch.arange(grid.n_half, dtype=torch.float64) * (2 * math.pi / grid.n_angles)
+    wave = torch.stack((angle.cos(), -angle.sin()), 1)  # m, 2, a
+    half_turn = (1 - 2 * (order % 2))[:, None, None]
+    both = torch.stack((wave * (1 + half_turn), wave * (1 - half_turn)), -1)
+    return both.reshape(2 * len(order), grid.n_angles).float()
+
+
+def image_rows(data: RingData, plan: SearchPlan) -> Float[Tensor, "b m s2 r2"]:
+    """Harmonics of the shifted images as rows: of each image and order, by shift, [Yr, Yi], then [-Yi, Yr]."""
+    b, r, a = data.filtered.shape
+    s = plan.n_shifts
+    shifted = torch.view_as_real(data.filtered[:, None] * plan.phases).view(b, s * r, 2 * a)
+    real, imag = (plan.transform @ shifted.mT).view(b, -1, 2, s, r).unbind(2)
+    out = real.new_empty(b, real.shape[1], 2, s, 2, r)
+    out[:, :, 0, :, 0] = real
+    out[:, :, 0, :, 1] = imag
+    torch.neg(imag, out=out[:, :, 1, :, 0])
+    out[:, :, 1, :, 1] = real
+    return out.view(b, -1, 2 * s, 2 * r)
 
 
 def image_matrix(data: RingData, plan: SearchPlan) -> Float[Tensor, "m bs2 r2"]:
-    """Harmonics of the shifted images as rows: for each order the (image, shift) rows [Yr, Yi], then [-Yi, Yr]."""
-    b, r, a = data.filtered.shape
-    n = b * plan.n_shifts
-    shifted = torch.view_as_real(data.filtered[:, None] * plan.phases).view(n * r, 2 * a)
-    parts = (shifted @ plan.transform).view(n, r, -1, 2, 2)
-    return parts.permute(2, 3, 0, 4, 1).reshape(-1, 2 * n, 2 * r)
+    """`image_rows` of all images together: for each order the (image, shift) rows [Yr, Yi], then [-Yi, Yr]."""
+    rows = image_rows(data, plan)
+    b, m, _, r2 = rows.shape
+    return rows.view(b, m, 2, plan.n_shifts, r2).permute(1, 2, 0, 3, 4).reshape(m, -1, r2)
 
 
 def score(
@@ -266,6 +283,17 @@ class SliceSums:
     def of_blocks(cls, parts: list[SliceSums]) -> SliceSums:
         """Sums over all views from those of their blocks."""
         return cls(torch.cat([p.numerator for p in parts], 1), torch.cat([p.denominator for p in parts]))
+
+    def of_views(self, count: int) -> SliceSums:
+        """Empty sums of the same kind over `count` views."""
+        m, _, r2 = self.numerator.shape
+        _, r, e = self.denominator.shape
+        return SliceSums(self.numerator.new_zeros(m, count, r2), self.denominator.new_zeros(count, r, e))
+
+    def add_views(self, other: SliceSums, chosen: Int[Tensor, "k"], views: Int[Tensor, "k"]) -> None:
+        """Add the chosen ones among the sums of `other` to those of `views`, in place."""
+        self.numerator.index_add_(1, views, other.numerator[:, chosen])
+        self.denominator.index_add_(0, views, other.denominator[chosen])
 
     def add(self, other: SliceSums) -> None:
         """Merge the sums of other images, in place."""
