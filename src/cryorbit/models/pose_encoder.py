@@ -41,9 +41,9 @@ class PosePrediction:
         If the shapes disagree.
     """
 
-    rotation: Float[Tensor, "b k 3 3"]
-    logits: Float[Tensor, "b k"]
-    shift_px: Float[Tensor, "b k 2"]
+    rotation: Float[Tensor, "... 3 3"]
+    logits: Float[Tensor, "..."]
+    shift_px: Float[Tensor, "... 2"]
     cell_fraction: float
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
 
 
 def make_encoder(
-    name: EncoderName,
+    name: EncoderName | str,
     *,
     box: int,
     width: float = 1.0,

@@ -42,5 +42,6 @@ class FilterBank(nn.Module):
 
     def forward(self, images: Float[Tensor, "b h h"]) -> Float[Tensor, "b c h h"]:
         """Blur and normalise."""
-        blurred = self._blur.mT @ images[:, None] @ self._blur
+        centred = images - images.mean((-2, -1), keepdim=True)
+        blurred = self._blur.mT @ centred[:, None] @ self._blur
         return F.layer_norm(blurred, blurred.shape[-2:], eps=1e-12).mul_(DEVIATION).add_(MEAN)

@@ -165,7 +165,9 @@ def convolve(
     """Correlate images, or regular fields as channels (group outermost), with every element's copy of the kernel."""
     weight = kernel()
     if x.shape[1] != weight.shape[1]:
-        raise BadInput(f"This convolution takes {weight.shape[1]} channels (group x fields), got {x.shape[1]}.")
+        raise BadInput(
+            f"This convolution takes {weight.shape[1]} channels (group x fields), got {x.shape[1]}."
+        )
     own = None if bias is None else bias.repeat(kernel.order)
     return F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, own, padding=padding)
 
@@ -196,7 +198,9 @@ def avg_pool(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c y x"]:
 def _check_square(images: Tensor) -> int:
     h, w = images.shape[-2:]
     if h != w or h < 2:
-        raise BadInput(f"Pooling wants square maps of side 2 or more, got {h} x {w}. Crop the images to a square box.")
+        raise BadInput(
+            f"Pooling wants square maps of side 2 or more, got {h} x {w}. Crop the images to a square box."
+        )
     return h
 
 

@@ -69,7 +69,9 @@ class EquivariantLinear(nn.Module):
         super().__init__()
         basis = intertwiners(kind_in, kind_out, group)
         if len(basis) == 0:
-            raise BadInput(f"No linear map from {kind_in!r} to {kind_out!r} features commutes with {group} but zero.")
+            raise BadInput(
+                f"No linear map from {kind_in!r} to {kind_out!r} features commutes with {group} but zero."
+            )
         invariant = intertwiners("trivial", kind_out, group)[:, :, 0]
         self._components = basis.shape[1], basis.shape[2]
         self.register_buffer("_basis", basis.float().flatten(1).T.contiguous(), persistent=False)

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-
 FEW_FIELDS = 8
 """Below this torch's batch norm is slow where fields are innermost in memory (measured: 4 to 10 times)."""
 
