@@ -46,10 +46,10 @@ class FieldBatchNorm(nn.Module):
             return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)
         if c >= FEW_FIELDS:
             return self._as_rows(x)
-        y, full = _SharedBatchNorm.apply(x, self.weight, self.bias, g, self.eps)  # pyright: ignore[reportGeneralTypeIssues]
-        count = x.numel() // c
-        self.running_mean.lerp_(full[0, :c], self.momentum)
-        self.running_var.lerp_(full[1, :c] * (count / max(count - 1, 1)), self.momentum)
+        y = _SharedBatchNorm.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
+        )
+        assert isinstance(y, Tensor)
         return y
 
     def _as_rows(self, x: Tensor) -> Tensor:
@@ -68,32 +68,41 @@ class FieldBatchNorm(nn.Module):
 
 
 class _SharedBatchNorm(torch.autograd.Function):
-    """(y, statistics) of (b, g x c, h, w), normalised per field; rows of the second: mean, variance, weight, bias.
-
-    The statistics are given per channel, and carry no gradient.
-    """
+    """(b, g x c, h, w) normalised per field; the running statistics move along."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, g: int, eps: float
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        c = len(weight)
+        g, count = x.shape[1] // c, x.numel() // c
         if x.dtype == weight.dtype:
-            moments = torch.batch_norm_update_stats(x, None, None, 0.0)
+            means, variances = torch.batch_norm_update_stats(x, None, None, 0.0)
         else:  # moments are found in the dtype of the running ones
             start = weight.new_zeros(2, x.shape[1])
-            moments = (m.to(weight.dtype) for m in torch.batch_norm_update_stats(x, start[0], start[1], 1.0))
-        means, variances = (m.view(g, -1) for m in moments)
-        between, mean = torch.var_mean(means, 0, correction=0)
-        full = torch.stack([mean, variances.mean(0) + between, weight, bias]).repeat(1, g)
-        ctx.g, ctx.eps = g, eps
-        ctx.mark_non_differentiable(full)
+            means, variances = torch.batch_norm_update_stats(x, start[0], start[1], 1.0)
+            means, variances = means.to(weight.dtype), variances.to(weight.dtype)
+        between, mean = torch.var_mean(means.view(g, c), 0, correction=0)
+        var = between.add_(variances.view(g, c).mean(0))
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
+        full = torch.stack([mean, var, weight, bias]).repeat(1, g)
+        ctx.eps = eps
         ctx.save_for_backward(x, weight, full)
-        return F.batch_norm(x, *full.unbind(), training=False, eps=eps), full
+        return F.batch_norm(x, *full.unbind(), training=False, eps=eps)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, full = ctx.saved_tensors
-        g, c, dy = ctx.g, len(weight), grads[0].contiguous(memory_format=torch.channels_last)
+        c, dy = len(weight), grads[0].contiguous(memory_format=torch.channels_last)
+        g = x.shape[1] // c
         mean, var, repeated, _ = full.unbind()
         # With given moments torch's backward returns sum dy xhat and sum dy of each channel, in one pass.
         _, dw, db = torch.ops.aten.native_batch_norm_backward(
@@ -101,15 +110,16 @@ class _SharedBatchNorm(torch.autograd.Function):
         )
         sums = torch.stack([dw, db]).view(2, g, c).sum(1)
         # dx = a (dy - mean dy - xhat mean(dy xhat)) with a = weight / sqrt(var + eps): a norm of x, plus a dy
-        a = (var[:c] + ctx.eps).rsqrt() * weight
+        a = (var[:c] + ctx.eps).rsqrt_().mul_(weight)
         scaled = torch.cat([sums * (a * (-c / x.numel())), a[None]]).repeat(1, g)
-        dx = F.batch_norm(x, mean, var, scaled[0], scaled[1], training=False, eps=ctx.eps)
+        of_x, offset, of_dy = scaled.unbind()
+        dx = F.batch_norm(x, mean, var, of_x, offset, training=False, eps=ctx.eps)
         if dx.dtype == scaled.dtype:
-            dx.addcmul_(dy, scaled[2, :, None, None])
+            dx.addcmul_(dy, of_dy[:, None, None])
         else:  # addcmul is slow where types differ
             zero = torch.zeros_like(mean)
-            dx += F.batch_norm(dy, zero, zero + 1, scaled[2], zero, training=False, eps=0.0)
-        return dx, sums[0], sums[1], None, None
+            dx += F.batch_norm(dy, zero, zero + 1, of_dy, zero, training=False, eps=0.0)
+        return dx, sums[0], sums[1], None, None, None, None
 
 
 class FieldGroupNorm(nn.Module):
