@@ -188,7 +188,7 @@ class SliceEncoder(PoseEncoder):
 
     def __init__(self, settings: SliceSettings) -> None:
         super().__init__()
-        self.settings, self.box = settings, settings.box
+        self.settings, self.how, self.box = settings, settings, settings.box
         radius = (self.box - 1) // 2 if settings.max_radius is None else settings.max_radius
         m_max = math.ceil(2 * math.pi * radius / 3) if settings.m_max is None else settings.m_max
         # Twice the highest order, so that no order of the image folds onto one that is used.
@@ -234,7 +234,7 @@ class SliceEncoder(PoseEncoder):
             raise BadInput(
                 f"SliceEncoder: the map has {volume.box} pixels, the images {self.box}. Resample the map first."
             )
-        frames = self.frames(self.settings.order + self.settings.fine)
+        frames = self.frames(self.how.order + self.how.fine)
         prepared, circles = prepare(volume), []
         for part in frames.split(1024):
             pose = Pose(part, torch.zeros(len(part), 2))
@@ -252,7 +252,7 @@ class SliceEncoder(PoseEncoder):
             raise BadInput(
                 "SliceEncoder: there is no map yet. Call set_map(volume), or use the learned branch."
             )
-        fine, cool = self.settings.order + self.settings.fine, torch.exp(-self.log_temperature)
+        fine, cool = self.how.order + self.how.fine, torch.exp(-self.log_temperature)
         weight = self.polar.weights().to(circle) / self.noise
         scale = weight if ctf is None else weight * ctf
         series = series_of(fine, self.m_max + 1).to(circle)
@@ -261,7 +261,7 @@ class SliceEncoder(PoseEncoder):
         for shifted in shift_circle(circle * scale[..., None], self.shifts, self.polar).unbind(1):
             values = read_out(angular_harmonics(shifted, self.m_max), self.templates, series)
             values = (values + norm[..., None]).flatten(1) * cool
-            scores.append(parents(values, order=fine, levels=self.settings.fine))
+            scores.append(parents(values, order=fine, levels=self.how.fine))
         if len(scores) == 1:
             return scores[0], scores[0].new_zeros(()).expand(*scores[0].shape, 2)
         each = torch.stack(scores, -1)
@@ -279,7 +279,7 @@ class SliceEncoder(PoseEncoder):
         """
         self.check_box(images)
         circle = self.rings(images)
-        cells = n_cells(self.settings.order)
+        cells = n_cells(self.how.order)
         logits = circle.new_zeros(len(images), cells)
         shift = circle.new_zeros(()).expand(len(images), cells, 2)
         if self.templates is not None:

@@ -76,8 +76,8 @@ def exact_nll(
 ) -> Float[Tensor, "b"]:
     """-[f(R) - logsumexp f], nats per cell, with f read at the exact rotation.
 
-    exp f(R) is the mean of exp f over the nearest centres with Gaussian weights of half a spacing, which sum to 1: a
-    density stays a density, up to the unevenness of the grid.
+    f(R) is the mean of f over the nearest centres with Gaussian weights of half a spacing. Interpolating f, not the
+    density: the likelihood of a mixture of neighbours is largest for spikes that deconvolve the kernel.
 
     Parameters
     ----------
@@ -89,11 +89,11 @@ def exact_nll(
     cosine = truth.reshape(-1, 9) @ grid.reshape(-1, 9).to(rotation).mT  # 1 + 2 cos(angle)
     top, at = cosine.topk(neighbours, dim=1)
     width = math.radians(spacing_deg(order)) / 2
-    # 1 - cos(angle) = (3 - trace) / 2, about angle^2 / 2.
-    log_weight = torch.log_softmax(-(3 - top) / 2 / width**2, 1).view(batch, -1)
-    value = logits.gather(1, at.view(batch, -1))
-    copies = truth.shape[1]
-    return torch.logsumexp(logits, 1) - torch.logsumexp(value + log_weight, 1) + math.log(copies)
+    weight = torch.softmax(-(3 - top) / 2 / width**2, 1)  # 1 - cos(angle) = (3 - trace) / 2
+    value = logits.gather(1, at.view(batch, -1)).view(at.shape)
+    copies = (weight * value).sum(1).view(batch, -1)
+    at_truth = torch.logsumexp(copies, 1) - math.log(copies.shape[1])
+    return torch.logsumexp(logits, 1) - at_truth
 
 
 def distillation_kl(

@@ -48,7 +48,7 @@ class I2SEncoder(PoseEncoder):
 
     def __init__(self, settings: I2SSettings) -> None:
         super().__init__()
-        self.settings, self.box = settings, settings.box
+        self.settings, self.how, self.box = settings, settings, settings.box
         channels, rotations = max(4, round(64 * settings.width)), max(1, round(8 * settings.width))
         self.trunk = trunk_cnn(settings.box, channels)
         self.lift = HalfSphereLift(map_size(settings.box), l_max=settings.l_max, order=settings.lift_order)
@@ -64,7 +64,7 @@ class I2SEncoder(PoseEncoder):
     def forward(self, images: Float[Tensor, "b h h"]) -> PosePrediction:
         """Logits on the grid of rotations; one shift per image."""
         self.check_box(images)
-        cells = n_cells(self.settings.order)
+        cells = n_cells(self.how.order)
         scale = images.flatten(1).std(1).clamp_min(1e-12)[:, None, None]
         features = self.trunk((images / scale)[:, None])
         blocks = self.activation(self.sphere(self.lift(features)))
