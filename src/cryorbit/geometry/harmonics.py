@@ -140,16 +140,16 @@ def real_wigner_matrices(
 @functools.cache
 def to_real_basis(degree: int) -> Complex[Tensor, "d d"]:
     """Unitary C of one degree: real-harmonic coefficients are C times complex ones; D_real = C D C^H."""
-    size = 2 * degree + 1
-    out = torch.zeros(size, size, dtype=torch.complex128)
-    out[degree, degree] = 1
+    real = torch.zeros(2 * degree + 1, 2 * degree + 1, dtype=torch.float64)
+    imag = torch.zeros_like(real)
+    real[degree, degree] = 1
     half = math.sqrt(0.5)
     for m in range(1, degree + 1):
         sign = (-1) ** m
         # Y^real_m = (Y_-m + (-1)^m Y_m) / sqrt 2, Y^real_-m = i (Y_-m - (-1)^m Y_m) / sqrt 2; coefficients conjugate.
-        out[degree + m, degree - m], out[degree + m, degree + m] = half, sign * half
-        out[degree - m, degree - m], out[degree - m, degree + m] = -1j * half, 1j * sign * half
-    return out
+        real[degree + m, degree - m], real[degree + m, degree + m] = half, sign * half
+        imag[degree - m, degree - m], imag[degree - m, degree + m] = -half, sign * half
+    return torch.complex(real, imag)
 
 
 def rotation_harmonics(

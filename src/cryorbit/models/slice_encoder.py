@@ -59,10 +59,10 @@ class SliceSettings:
     """Have the learned branch."""
     depth: int = 2
     """Blocks of the polar network; 0 leaves the branch linear in the image."""
-    readout: Literal["views", "harmonics"] = "views"
-    """Free values per view, or harmonics of the rotations up to degree `l_max`."""
-    l_max: int = 8
-    """Of the read-out by harmonics."""
+    readout: Literal["views", "harmonics"] = "harmonics"
+    """Harmonics of the rotations up to degree `l_max`, or free values per view, which take more data."""
+    l_max: int = 10
+    """Of the read-out by harmonics: 10 for cells of 15 degrees, 14 for 7.5."""
     fine: int = 1
     """Levels by which the map branch refines the grid before it adds up probabilities per cell."""
     shift_px: float = 0.0
@@ -83,6 +83,8 @@ class LearnedBranch(nn.Module):
     rings, m_max
         Of the circles that come in.
     """
+
+    series: Tensor
 
     def __init__(
         self, settings: SliceSettings, frames: Float[Tensor, "v 3 3"], *, rings: int, m_max: int
@@ -267,6 +269,13 @@ class SliceEncoder(PoseEncoder):
         each = torch.stack(scores, -1)
         return torch.logsumexp(each, -1), each.softmax(-1) @ self.shifts
 
+    def whitened(
+        self, circle: Float[Tensor, "b r t"], ctf: Float[Tensor, "b r"] | None = None
+    ) -> Float[Tensor, "b r t"]:
+        """What the learned branch sees: CTF-filtered circles whose noise has one spread on all rings."""
+        scale = (self.polar.weights().to(circle) * self.polar.n_angles / self.noise).sqrt()
+        return circle * (scale if ctf is None else scale * ctf)[..., None]
+
     def forward(
         self, images: Float[Tensor, "b h h"], *, ctf: Float[Tensor, "b r"] | None = None
     ) -> PosePrediction:
@@ -285,10 +294,7 @@ class SliceEncoder(PoseEncoder):
         if self.templates is not None:
             logits, shift = self.map_logits(circle, ctf)
         if self.learned is not None:
-            white = (
-                circle * (self.polar.weights().to(circle) * self.polar.n_angles / self.noise).sqrt()[:, None]
-            )
-            white = white if ctf is None else white * ctf[..., None]
+            white = self.whitened(circle, ctf)
             logits = logits + self.learned(white)
             if self.templates is None:
                 shift = self.learned.shift_px(white)[:, None].expand(-1, cells, 2)
