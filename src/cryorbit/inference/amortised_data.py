@@ -1,0 +1,116 @@
+"""What amortised inference sees of the images: cropped ones for the encoder, whitened half disks for the likelihood."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryorbit.errors import BadInput
+from cryorbit.inference.ring_em import NOISE_FLOOR, SmallImages
+from cryorbit.models.pose_encoder import PosePrediction
+
+Prefilter = Literal["none", "flip", "wiener"]
+
+_WIENER = 0.1
+"""Added to the squared CTF in the prefilter: what defocus took from low frequencies comes back, ten times at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Some images on the half disk of frequencies below a radius, divided by the deviation of the noise.
+
+    With s the deviation, `transform` is X / s and `ctf` is C / s; both fit each other in `misfit`.
+    """
+
+    transform: Complex[Tensor, "b p"]
+    ctf: Float[Tensor, "b p"]
+    points: Float[Tensor, "p 2"]
+    """(kx, ky) in Fourier pixels."""
+    box: int
+    """Edge of the cropped images in pixels, the unit of shifts."""
+
+    def __len__(self) -> int:
+        return len(self.ctf)
+
+    def within(self, radius: float) -> ImageBatch:
+        """The frequencies below a smaller radius."""
+        keep = self.points.square().sum(1) <= radius**2
+        return ImageBatch(self.transform[:, keep], self.ctf[:, keep], self.points[keep], self.box)
+
+    def target(self, shift_px: Float[Tensor, "b k 2"]) -> Complex[Tensor, "b k p"]:
+        """Whitened transforms with each image's centre moved back by each of its shifts."""
+        phase = shift_px @ self.points.T * (2 * math.pi / self.box)
+        return self.transform[:, None] * torch.polar(torch.ones_like(phase), phase)
+
+
+def misfit(
+    batch: ImageBatch, slices: Complex[Tensor, "b k p"], shift_px: Float[Tensor, "b k 2"]
+) -> Float[Tensor, "b k"]:
+    """sum_k |X - C e^(-2 pi i k.t) S|^2 / s^2 over the half disk: minus the log-likelihood, up to a constant."""
+    residual = batch.target(shift_px) - slices * batch.ctf[:, None]
+    return torch.view_as_real(residual).square().sum((-2, -1))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImages:
+    """Cropped images of a stack, held in memory, with what is known of their CTF and noise."""
+
+    small: SmallImages
+    inputs: Float[Tensor, "n box box"]
+    """What the encoder is given."""
+
+    @classmethod
+    def of(cls, small: SmallImages, prefilter: Prefilter = "wiener") -> TrainingImages:
+        """Prepare the encoder's inputs once: the images as they are, with phases flipped, or deconvolved."""
+        if prefilter == "none":
+            return cls(small, small.images)
+        n, inputs = small.box, torch.empty_like(small.images)
+        ky, kx = torch.fft.fftfreq(n) * n, torch.fft.rfftfreq(n) * n
+        points = torch.stack((kx.expand(n, -1), ky[:, None].expand(-1, n // 2 + 1)), -1)
+        for part in torch.arange(len(small.images)).split(512):
+            rows = small.rows[part]
+            ctf = small.observed.ctf(rows, points)
+            gain = ctf.sign() if prefilter == "flip" else ctf / (ctf.square() + _WIENER)
+            transform = small.observed.undo_odd_phase(torch.fft.rfft2(small.images[part]), rows, points)
+            inputs[part] = torch.fft.irfft2(transform * gain, s=(n, n))
+        return cls(small, inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def box(self) -> int:
+        """Edge of the cropped images in pixels."""
+        return self.small.box
+
+    @property
+    def pixels_per_pixel(self) -> float:
+        """Pixels of the stack per pixel of the cropped images."""
+        return self.small.observed.box / self.box
+
+    def batch(self, index: Int[Tensor, "b"], points: Float[Tensor, "p 2"]) -> ImageBatch:
+        """Whitened transforms of some images at whole frequencies `points` within the cropped box."""
+        observed, n, rows = self.small.observed, self.box, self.small.rows[index]
+        half = torch.fft.rfft2(torch.fft.ifftshift(self.small.images[index], dim=(-2, -1)))
+        values = half[:, points[:, 1].long() % n, points[:, 0].long()]
+        values = observed.undo_odd_phase(values, rows, points)
+        deviation = observed.noise_at(points.norm(dim=1), floor=NOISE_FLOOR).sqrt()
+        return ImageBatch(values / deviation, observed.ctf(rows, points) / deviation, points, n)
+
+
+def with_hypotheses(*parts: PosePrediction) -> PosePrediction:
+    """The hypotheses of several predictions for the same images side by side."""
+    if len({len(p) for p in parts}) != 1:
+        raise BadInput(f"with_hypotheses: predictions for {[len(p) for p in parts]} images.")
+    logits = torch.cat([p.logits for p in parts], 1)
+    return PosePrediction(
+        torch.cat([p.rotation for p in parts], 1),
+        logits,
+        torch.cat([p.shift_px for p in parts], 1),
+        1 / logits.shape[1],
+    )
