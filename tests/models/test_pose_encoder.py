@@ -24,8 +24,10 @@ ORDER = {"standard": 8, "c4": 4, "d4": 8, "d4-regular": 8}
 PLANE = list(ORDER)
 WIDTH = 0.25
 STEPS = 80
-BFLOAT16_ROTATION = 0.15
-"""RMS Frobenius distance of rotations by bfloat16 and float32 convolutions, trained briefly: measured 0.02 to 0.07."""
+BFLOAT16_ROTATION = 0.06
+"""RMS Frobenius distance of rotations by bfloat16 and float32 convolutions, trained briefly: measured 0.002 to 0.036."""
+BFLOAT16_LAW = 2e-2
+"""Relative error of the law with bfloat16 convolutions, 8 bits: measured 1e-3 to 7e-3."""
 
 
 def seeded(seed=0):
@@ -269,9 +271,9 @@ def test_the_generator_alone_draws_the_weights():
     assert not torch.equal(next(iter(first.parameters())), next(iter(other.parameters())))
 
 
-@pytest.mark.parametrize("name", ["standard", "d4-regular"])
+@pytest.mark.parametrize("name", PLANE)
 def test_low_precision_changes_little(name):
-    """Convolutions in bfloat16 move the predicted rotations by no more than the stated bound."""
+    """Convolutions in bfloat16 move the predicted rotations, and break the law, by no more than the stated bounds."""
     full = trained(name, 32)
     settings = dataclasses.asdict(full.settings) | {"precision": "bfloat16"}
     low = make_encoder(**settings)
@@ -281,6 +283,7 @@ def test_low_precision_changes_little(name):
         a, b = full(images).rotation, low.eval()(images).rotation
     assert b.dtype == torch.float32
     assert float(frobenius_squared(a, b).mean().sqrt()) <= BFLOAT16_ROTATION
+    assert name == "standard" or violation(low, images[:16], name) <= BFLOAT16_LAW
 
 
 def test_hypotheses_start_apart():

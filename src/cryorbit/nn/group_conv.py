@@ -38,21 +38,26 @@ def tap_index(group: PlaneGroup, size: int, *, lift: bool) -> Int[Tensor, "g n"]
 
 
 class _CopyRows(torch.autograd.Function):
-    """rows[index]; each row is copied g times, so the gradient is g rows gathered and added, not scattered."""
+    """Rows of psi copied to a plain kernel, each g times: so the gradient is g rows gathered and added, not scattered.
+
+    Reshaping is done in here too, to spare the bookkeeping of each step.
+    """
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, copies: int
+        ctx: Any, weight: Tensor, index: Tensor, inverse: Tensor, copies: int
     ) -> Tensor:
-        ctx.copies = copies
+        fields_out, size, _, n_in, fields_in = weight.shape
+        ctx.copies, ctx.shape = copies, weight.shape
         ctx.save_for_backward(inverse)
-        return rows.index_select(0, index)
+        rows = weight.reshape(-1, fields_in).index_select(0, index)
+        return rows.view(copies * fields_out, size, size, n_in * fields_in).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (inverse,) = ctx.saved_tensors
-        gathered = grads[0].index_select(0, inverse)
-        return gathered.unflatten(0, (ctx.copies, -1)).sum(0), None, None, None
+        rows = grads[0].permute(0, 2, 3, 1).reshape(-1, ctx.shape[-1])
+        return rows.index_select(0, inverse).view(ctx.copies, *ctx.shape).sum(0), None, None, None
 
 
 class SharedKernel(nn.Module):
@@ -82,10 +87,9 @@ class SharedKernel(nn.Module):
 
     def expand(self) -> Float[Tensor, "gout gin k k"]:
         """Plain kernel of shape (g x fields_out, g x fields_in, size, size), channels last in memory."""
-        fields_out, size, _, n_in, fields_in = self.weight.shape
-        rows = _CopyRows.apply(self.weight.reshape(-1, fields_in), self._index, self._inverse, self.order)
-        assert isinstance(rows, Tensor)
-        return rows.view(self.order * fields_out, size, size, n_in * fields_in).permute(0, 3, 1, 2)
+        kernel = _CopyRows.apply(self.weight, self._index, self._inverse, self.order)
+        assert isinstance(kernel, Tensor)
+        return kernel
 
     def forward(self) -> Float[Tensor, "gout gin k k"]:
         """The expansion, from memory where that is safe."""

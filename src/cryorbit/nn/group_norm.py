@@ -44,27 +44,45 @@ class FieldBatchNorm(nn.Module):
                 t.repeat(g) for t in (self.running_mean, self.running_var, self.weight, self.bias)
             )
             return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)
-        if c >= FEW_FIELDS:
-            return self._as_rows(x)
-        y = _SharedBatchNorm.apply(
+        norm = _RowsBatchNorm if c >= FEW_FIELDS else _SharedBatchNorm
+        y = norm.apply(
             x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
         )
         assert isinstance(y, Tensor)
         return y
 
-    def _as_rows(self, x: Tensor) -> Tensor:
+
+class _RowsBatchNorm(torch.autograd.Function):
+    """torch's batch norm of (b h w g, c); views are taken in here, to spare the bookkeeping of each."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
         b, channels, h, w = x.shape
-        out = F.batch_norm(
-            x.permute(0, 2, 3, 1).reshape(-1, len(self.weight)),
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
+        rows = x.permute(0, 2, 3, 1).reshape(-1, len(weight))
+        y, mean, scale = torch.native_batch_norm(
+            rows, weight, bias, running_mean, running_var, True, momentum, eps
         )
-        return out.view(b, h, w, channels).permute(0, 3, 1, 2)
+        ctx.eps, ctx.shape = eps, (b, h, w, channels)
+        ctx.save_for_backward(rows, weight, mean, scale)
+        return y.view(ctx.shape).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, weight, mean, scale = ctx.saved_tensors
+        dy = grads[0].permute(0, 2, 3, 1).reshape(rows.shape)
+        dx, dw, db = torch.ops.aten.native_batch_norm_backward(
+            dy, rows, weight, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        return dx.view(ctx.shape).permute(0, 3, 1, 2), dw, db, None, None, None, None
 
 
 class _SharedBatchNorm(torch.autograd.Function):
