@@ -11,8 +11,10 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryorbit.errors import BadInput
+from cryorbit.geometry.rotations import random_rotations
 from cryorbit.inference.ring_em import NOISE_FLOOR, SmallImages
 from cryorbit.models.pose_encoder import PosePrediction
+from cryorbit.physics.lattice import read_plane
 
 Prefilter = Literal["none", "flip", "wiener"]
 
@@ -63,22 +65,21 @@ class TrainingImages:
     small: SmallImages
     inputs: Float[Tensor, "n box box"]
     """What the encoder is given."""
+    prefilter: Prefilter = "none"
 
     @classmethod
     def of(cls, small: SmallImages, prefilter: Prefilter = "wiener") -> TrainingImages:
         """Prepare the encoder's inputs once: the images as they are, with phases flipped, or deconvolved."""
         if prefilter == "none":
-            return cls(small, small.images)
+            return cls(small, small.images, prefilter)
         n, inputs = small.box, torch.empty_like(small.images)
-        ky, kx = torch.fft.fftfreq(n) * n, torch.fft.rfftfreq(n) * n
-        points = torch.stack((kx.expand(n, -1), ky[:, None].expand(-1, n // 2 + 1)), -1)
+        points = _half_plane(n)
         for part in torch.arange(len(small.images)).split(512):
             rows = small.rows[part]
-            ctf = small.observed.ctf(rows, points)
-            gain = ctf.sign() if prefilter == "flip" else ctf / (ctf.square() + _WIENER)
+            gain = _gain(small.observed.ctf(rows, points), prefilter)
             transform = small.observed.undo_odd_phase(torch.fft.rfft2(small.images[part]), rows, points)
             inputs[part] = torch.fft.irfft2(transform * gain, s=(n, n))
-        return cls(small, inputs)
+        return cls(small, inputs, prefilter)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -101,6 +102,61 @@ class TrainingImages:
         values = observed.undo_odd_phase(values, rows, points)
         deviation = observed.noise_at(points.norm(dim=1), floor=NOISE_FLOOR).sqrt()
         return ImageBatch(values / deviation, observed.ctf(rows, points) / deviation, points, n)
+
+    @torch.no_grad()
+    def dream(
+        self,
+        half: Complex[Tensor, "p p h"],
+        count: int,
+        *,
+        shift_sd_px: float,
+        generator: torch.Generator,
+    ) -> Dream:
+        """Fresh projections of a map at random poses, with CTFs of the stack and fresh noise, as the encoder sees images.
+
+        `half` is the map's transform on twice as many lattice points as the box has pixels; shifts in pixels of the box.
+        """
+        observed, n = self.small.observed, self.box
+        rotation = random_rotations(count, generator=generator, dtype=torch.float32)
+        shift = torch.randn(count, 2, generator=generator) * shift_sd_px
+        rows = self.small.rows[torch.randint(len(self.small.rows), (count,), generator=generator)]
+        points = _half_plane(n)
+        radius = points.norm(dim=-1)
+        inside = radius < n / 2 - 1
+        at = points[inside]
+        kx, ky = (2 * at).unbind(1)
+        ctf = observed.ctf(rows, points)
+        values = read_plane(half, rotation, kx.contiguous(), ky.contiguous()) * ctf[:, inside]
+        phase = shift @ at.T * (-2 * math.pi / n)
+        transform = torch.zeros(count, n, n // 2 + 1, dtype=values.dtype)
+        transform[:, inside] = values * torch.polar(torch.ones_like(phase), phase)
+        deviation = observed.noise_at(radius, floor=0.0).sqrt() / n
+        noise = torch.fft.rfft2(torch.randn(count, n, n, generator=generator)) * deviation
+        gain = _gain(ctf, self.prefilter)
+        centred = torch.fft.irfft2(transform * gain, s=(n, n))
+        images = torch.fft.fftshift(centred, dim=(-2, -1)) + torch.fft.irfft2(noise * gain, s=(n, n))
+        return Dream(images, rotation, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Dream:
+    """Images made from a map, as the encoder sees images, with their poses; shifts in pixels of the cropped box."""
+
+    images: Float[Tensor, "b box box"]
+    rotation: Float[Tensor, "b 3 3"]
+    shift_px: Float[Tensor, "b 2"]
+
+
+def _half_plane(n: int) -> Float[Tensor, "n h 2"]:
+    """(kx, ky) of every entry of rfft2 of n x n pixels, Fourier pixels."""
+    ky, kx = torch.fft.fftfreq(n) * n, torch.fft.rfftfreq(n) * n
+    return torch.stack((kx.expand(n, -1), ky[:, None].expand(-1, n // 2 + 1)), -1)
+
+
+def _gain(ctf: Tensor, prefilter: Prefilter) -> Tensor:
+    if prefilter == "none":
+        return torch.ones_like(ctf)
+    return ctf.sign() if prefilter == "flip" else ctf / (ctf.square() + _WIENER)
 
 
 def with_hypotheses(*parts: PosePrediction) -> PosePrediction:

@@ -63,7 +63,9 @@ class RunningMap(ABC):
 class SumsMap(RunningMap):
     """Sums of averaged slices that forget, and their regularised solution after each batch: the M-step, in closed form."""
 
-    def __init__(self, raw: Tensor, lattice: Lattice, *, particle_radius_px: float, forgetting: float) -> None:
+    def __init__(
+        self, raw: Tensor, lattice: Lattice, *, particle_radius_px: float, forgetting: float
+    ) -> None:
         """`forgetting`: what one hundred images leave of the sums before them; the radius in pixels of the lattice."""
         self.lattice, self.forgetting, self.raw = lattice, forgetting, raw
         self.mask = support_mask(lattice.n, 1.15 * particle_radius_px)

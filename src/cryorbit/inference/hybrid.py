@@ -1,0 +1,316 @@
+"""Amortised inference with a teacher: the exact posterior finds the map, the encoder learns from it and takes over.
+
+Two stages. In the first, random starts of `coarse` (exhaustive search of a few thousand images, hands told apart by
+likelihood and the parity kick) give a map and poses; the encoder learns every pose the likeliest start finds, and fresh
+projections of its map. A map that its own images do not agree on is thrown away, and more starts are made. In the second,
+all images are posed, block by block: a share `teacher` of each block is searched (`locate`), and the rest gets the
+encoder's best hypotheses, refined by likelihood; where these do not explain an image as well as the search explains its
+own, or the encoder does not find what the teacher finds, the image is searched too. So nothing ever rests on the encoder
+being right, and what it saves grows as it learns.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.data import Volume
+from cryorbit.geometry.so3_grid import healpix_directions
+from cryorbit.inference.amortised_data import TrainingImages
+from cryorbit.inference.amortised_losses import distillation_loss
+from cryorbit.inference.amortised_map import pack, unpack
+from cryorbit.inference.amortised_settings import AmortisedSettings, new_encoder
+from cryorbit.inference.amortised_training import FoundPoses, encoder_poses
+from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
+from cryorbit.inference.engine import Workers, generator_from
+from cryorbit.inference.locate import Located, locate
+from cryorbit.inference.proposals import refine_proposals
+from cryorbit.inference.ring_em import level_for, make_view
+from cryorbit.inference.rounds import PoseTable
+
+BLOCK = 200
+"""Images per step of the second stage."""
+PROPOSALS = 8
+"""Hypotheses of the encoder that are refined."""
+TRUST_ABOVE = 0.5
+"""Share of the teacher's poses that the encoder's hypotheses must lead to before they stand for a search."""
+SAME_DEG = 10.0
+ATTEMPTS = 3
+"""Sets of random starts, each twice as long as the one before, until a map is believed."""
+SURE = 0.75
+"""Mean probability of the best mode, above which a map without two-signed residuals is believed."""
+TEST_IMAGES = 50
+
+
+@dataclass
+class Counts:
+    """Image visits by kind."""
+
+    searched: int = 0
+    """Images compared with a map at all poses of the grid, by every start."""
+    proposed: int = 0
+    """Images compared with a map at the encoder's hypotheses."""
+    accepted: int = 0
+    """Those whose pose was taken from there."""
+
+
+class Hybrid:
+    """The two stages, step by step; `state` and `restore` make it resumable."""
+
+    def __init__(self, images: TrainingImages, settings: AmortisedSettings) -> None:
+        self.images, self.settings, self.team = images, settings, Workers(None, 1)
+        self.generator = generator_from(None, seed=settings.seed)
+        self.encoder = new_encoder(settings, images.box, self.generator)
+        moving = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(moving, lr=settings.learning_rate)
+        self.group = torch.eye(3)[None]
+        self.counts, self.table = Counts(), PoseTable.empty(len(images))
+        self.steps = self.attempt = self.posed = 0
+        self.seconds = self.agreement = 0.0
+        self.stage = "random starts"
+        self.earlier_visits = 0
+        self.coarse = self._coarse()
+        self.coarse.begin()
+
+    def plan(self) -> CoarsePlan:
+        """Batches and radii of this attempt."""
+        s, observed = self.settings, self.images.small.observed
+        turn = observed.box / observed.particle_radius_px
+        first = max(3, round(s.first_turns * turn))
+        last = min(max(first + 2, round(s.last_turns * turn)), self.images.box // 2 - 4)
+        batches = s.search_batches * 2**self.attempt
+        ramp = max(int(0.75 * batches), 4)
+        return CoarsePlan(
+            n_starts=s.starts * (1 + self.attempt),
+            ramp=ramp,
+            hold=max(batches - ramp, 1),
+            batch=min(s.search_batch, len(self.images)),
+            forgetting=s.forgetting ** (s.search_batch / 100),
+            first_radius=min(first, last - 1),
+            last_radius=last,
+            box=self.images.box,
+        )
+
+    def _coarse(self) -> CoarseStage:
+        seed = self.settings.seed + 7919 * self.attempt
+        return CoarseStage(self.images.small, self.plan(), self.group, seed=seed, team=self.team)
+
+    @property
+    def visits(self) -> int:
+        """Images compared with a map so far, by searches of every start and by proposals."""
+        self.counts.searched = self.earlier_visits + self.coarse.image_visits
+        return self.counts.searched + self.counts.proposed
+
+    @property
+    def expected_visits(self) -> int:
+        """Image visits at the end, if the first map is believed."""
+        return self.visits + (len(self.images) - self.posed)
+
+    @property
+    def done(self) -> bool:
+        """Whether every image has its pose, or a cap is reached."""
+        s = self.settings
+        return self.posed >= len(self.images) or self.visits >= s.max_visits or self.seconds >= s.max_seconds
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run that is done."""
+        return 0.3 * self.coarse.batch / self.coarse.plan.batches + 0.7 * self.posed / len(self.images)
+
+    def metrics(self) -> dict[str, float]:
+        """Where the loop stands, for the log."""
+        return {
+            "searched": float(self.counts.searched),
+            "proposed": float(self.counts.proposed),
+            "accepted": float(self.counts.accepted),
+            "agreement": self.agreement,
+        }
+
+    def step(self) -> float:
+        """One batch of the starts, or one block of images; the encoder's loss."""
+        start = time.perf_counter()
+        loss = self._search_step() if self.stage == "random starts" else self._pose_step()
+        self.steps += 1
+        self.seconds += time.perf_counter() - start
+        return loss
+
+    def _search_step(self) -> float:
+        self.coarse.step()
+        recent = self.coarse.best.recent[-self.coarse.plan.batch :]
+        index, rotation, shift = recent[:, 0].long(), recent[:, 1:10].reshape(-1, 3, 3), recent[:, 10:]
+        loss = self.learn(index, rotation, shift)
+        if self.coarse.done:
+            if self.believed() or self.attempt + 1 >= ATTEMPTS:
+                self.stage = "poses"
+            else:
+                self.earlier_visits += self.coarse.image_visits
+                self.attempt += 1
+                self.coarse = self._coarse()
+                self.coarse.begin()
+        return loss
+
+    def believed(self) -> bool:
+        """Whether the best map's residuals are of one sign and its images sure of their poses; looks at 50 of them."""
+        best = self.coarse.best
+        if self.coarse.parity_gain > KICK_ABOVE * abs(best.recent_evidence()):
+            return False
+        rows = torch.randperm(len(self.images), generator=self.generator)[:TEST_IMAGES]
+        return float(self.search(rows).confidence.mean()) > SURE
+
+    def search(self, rows: Int[Tensor, "n"]) -> Located:
+        """Exact posterior of some images over the whole grid against the best map, its best modes refined."""
+        best, plan, observed = self.coarse.best, self.coarse.plan, self.images.small.observed
+        half = self.coarse.lattice.to_half(best.map)
+        level = level_for(
+            max(plan.first_radius, round(0.75 * plan.last_radius)),
+            observed.particle_radius_px,
+            box=observed.box,
+        )
+        sd = best.shift_sd_px
+        view = make_view(
+            half,
+            level,
+            healpix_directions(level.order),
+            n=plan.box,
+            box=observed.box,
+            reach_px=min(max(3.3 * sd, level.shift_step_px), 0.35 * observed.box),
+            shift_sd_px=sd,
+            ctf=observed.stack.ctf,
+            pixel_size_A=observed.pixel_size_A,
+        )
+        self.earlier_visits += len(rows)
+        parts = [
+            locate(
+                observed,
+                self.images.small.rows[part],
+                view,
+                half,
+                self.group,
+                radius=plan.last_radius,
+                iterations=3,
+                shift_sd_px=sd,
+                crop=plan.box,
+            )
+            for part in rows.split(16)
+        ]
+        return Located(
+            *(torch.cat([getattr(p, name) for p in parts]) for name in Located.__dataclass_fields__)
+        )
+
+    def propose(self, rows: Int[Tensor, "n"]) -> Located:
+        """The best of the encoder's hypotheses for some images, refined against the best map."""
+        best = self.coarse.best
+        self.counts.proposed += len(rows)
+        return refine_proposals(
+            self.encoder,
+            self.images,
+            rows,
+            self.coarse.lattice.to_half(best.map),
+            radius=self.coarse.plan.last_radius,
+            shift_sd_px=best.shift_sd_px,
+            most=PROPOSALS,
+        )
+
+    def _pose_step(self) -> float:
+        rows = torch.arange(self.posed, min(self.posed + BLOCK, len(self.images)))
+        order = rows[torch.randperm(len(rows), generator=self.generator)]
+        n_taught = max(1, round(self.settings.teacher * len(rows)))
+        taught, rest = order[:n_taught], order[n_taught:]
+        found = self.search(taught)
+        self.table.put(taught, found)
+        tried = self.propose(taught)
+        same = _close(tried.rotation, found.rotation)
+        self.agreement = 0.7 * self.agreement + 0.3 * float(same.float().mean()) if self.posed else 0.0
+        if self.agreement > TRUST_ABOVE and len(rest):
+            proposed = self.propose(rest)
+            doubtful = proposed.explained < found.explained.quantile(0.1)
+            self.table.put(rest, proposed)
+            self.counts.accepted += int((~doubtful).sum())
+            rest = rest[doubtful]
+        if len(rest):
+            self.table.put(rest, self.search(rest))
+        self.posed += len(rows)
+        return self.learn(order, self.table.rotation[order], self.table.shift_px[order])
+
+    def learn(
+        self, index: Int[Tensor, "n"], rotation: Float[Tensor, "n 3 3"], shift_px: Float[Tensor, "n 2"]
+    ) -> float:
+        """Steps of the encoder on images with known poses, each followed by one on as many fresh projections."""
+        images, s = self.images, self.settings
+        half, sd = self.coarse.lattice.to_half(self.coarse.best.map), self.coarse.best.shift_sd_px
+        losses = []
+        self.encoder.train()
+        for part in torch.randperm(len(index), generator=self.generator).split(s.batch):
+            if len(part) < 2:
+                continue
+            dream = images.dream(
+                half, len(part), shift_sd_px=sd / images.pixels_per_pixel, generator=self.generator
+            )
+            true_shift = shift_px[part] / images.pixels_per_pixel
+            for inputs, turn, shift in (
+                (images.inputs[index[part]], rotation[part], true_shift),
+                (dream.images, dream.rotation, dream.shift_px),
+            ):
+                self.optimiser.zero_grad(set_to_none=True)
+                loss = distillation_loss(self.encoder(inputs), turn, shift)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+                self.optimiser.step()
+            losses.append(float(loss.detach()))
+        return sum(losses) / max(len(losses), 1)
+
+    def poses(self, rows: Int[Tensor, "n"]) -> FoundPoses:
+        """Poses as they stand: those found, and a search for images that have none yet. Not counted as visits."""
+        missing = rows[rows >= self.posed]
+        found = {name: getattr(self.table, name)[rows] for name in FoundPoses.__dataclass_fields__}
+        if len(missing):
+            before = self.earlier_visits
+            new, place = self.search(missing), rows >= self.posed
+            self.earlier_visits = before
+            for name, values in found.items():
+                values[place] = getattr(new, name)
+        return FoundPoses(**found)
+
+    def encoder_poses(self, rows: Int[Tensor, "n"]) -> FoundPoses:
+        """What the encoder alone says."""
+        return encoder_poses(self.encoder, self.images, rows)
+
+    def volume(self) -> Volume:
+        """The map of the likeliest start, at the cropped images' pixel size."""
+        pixel = self.images.small.observed.pixel_size_A * self.images.pixels_per_pixel
+        return Volume(self.coarse.best.map, pixel)
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs, flat."""
+        names = ("steps", "attempt", "posed", "seconds", "agreement", "earlier_visits")
+        return {
+            "loop": self.stage,
+            **{name: getattr(self, name) for name in names},
+            **{f"count_{name}": value for name, value in vars(self.counts).items()},
+            "generator": self.generator.get_state(),
+            **pack("encoder", self.encoder, self.optimiser),
+            **self.table.state(),
+            **self.coarse.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.stage = state["loop"]
+        for name in ("steps", "attempt", "posed", "seconds", "agreement", "earlier_visits"):
+            setattr(self, name, state[name])
+        self.counts = Counts(**{n: state[f"count_{n}"] for n in vars(self.counts)})
+        self.generator.set_state(state["generator"])
+        unpack("encoder", state, self.encoder, self.optimiser)
+        self.table = PoseTable.restore({k: v for k, v in state.items() if k.startswith("pose_")})
+        self.coarse = self._coarse()
+        self.coarse.restore(state)
+
+
+def _close(a: Float[Tensor, "n 3 3"], b: Float[Tensor, "n 3 3"]) -> Tensor:
+    return (a * b).sum((1, 2)) > 1 + 2 * math.cos(math.radians(SAME_DEG))
