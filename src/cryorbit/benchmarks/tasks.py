@@ -131,7 +131,7 @@ def run_cell(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log, data, out = folder / "log.txt", folder / "data", folder / "run"
-    simulation = _simulation_options(cell, settings, ctf_from)
+    simulation = simulation_options(cell, settings, ctf_from)
     command("simulate", cell.structure, "-o", data, *simulation, threads=threads, log=log)
     search = (data / "particles.star", "-o", out, "--seed", cell.seed, "--threads", threads, *options)
     seconds = command("abinitio", *search, threads=threads, log=log)
@@ -142,7 +142,8 @@ def run_cell(
     return numbers | {"seconds_computing": numbers["seconds"], "seconds": round(seconds, 2)}
 
 
-def _simulation_options(cell: Cell, settings: BenchmarkSettings, ctf_from: Path | None) -> list[object]:
+def simulation_options(cell: Cell, settings: BenchmarkSettings, ctf_from: Path | None) -> list[object]:
+    """Words for `cryorbit simulate` after the structure and the folder."""
     options: list[object] = ["--n-particles", settings.n_particles, "--box", settings.box]
     options += ["--pixel-size-A", settings.pixel_size_A, "--snr", cell.snr, "--seed", 1000 + cell.seed]
     options += ["--shift-sd-A", settings.shift_sd_A, "--b-factor-A2", settings.b_factor_A2]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from cryorbit import __version__
+from cryorbit.benchmarks.amortised_tasks import AmortisedBenchmark
 from cryorbit.benchmarks.tasks import (
     BenchmarkSettings,
     Cell,
@@ -41,7 +42,7 @@ PEER_TIMES = 100.0
 class Settings:
     """Run ab initio on simulated stacks and score it; rows that are in the file are not run again."""
 
-    what: tyro.conf.Positional[Literal["abinitio"]]
+    what: tyro.conf.Positional[Literal["abinitio", "amortised"]]
     """Which benchmark."""
     json: Annotated[Path, tyro.conf.arg(metavar="OUT.json")]
     """File of the rows; a benchmark that was stopped goes on with it."""
@@ -50,6 +51,7 @@ class Settings:
     ctf_from: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Draw CTF parameters from this file instead of from --defocus-um."""
     task: Annotated[BenchmarkSettings, Flat] = field(default_factory=BenchmarkSettings)
+    amortised: Annotated[AmortisedBenchmark, Flat] = field(default_factory=AmortisedBenchmark)
     jobs: int = 1
     """Runs at a time; the cores are shared out among them."""
     threads: int | None = None
@@ -79,7 +81,11 @@ def run(settings: Settings) -> int:
     work.mkdir(parents=True, exist_ok=True)
     if settings.published:
         scores.add(*published_rows())
-    if settings.peer is not None:
+    if settings.what == "amortised":
+        from cryorbit.cli.bench_amortised import run_methods
+
+        failures = run_methods(settings, scores, work)
+    elif settings.peer is not None:
         compare_with_peer(settings, scores, work)
         failures = 0
     else:

@@ -10,16 +10,16 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryorbit.data import Volume
-from cryorbit.inference.amortised_data import ImageBatch
+from cryorbit.inference.amortised_data import ImageBatch, TrainingImages
 from cryorbit.inference.coarse import MAP_REGULARISER
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.observations import support_mask
+from cryorbit.inference.refine import half_disk
 from cryorbit.inference.ring_em import coarse_map
 from cryorbit.models.decoder import Decoder
 from cryorbit.models.fourier_volume import LatticeVolume
 from cryorbit.models.pose_encoder import PosePrediction
 from cryorbit.physics.lattice import read_plane
-
 
 SOLVE_EVERY = 32
 """Images between solutions of the sums."""
@@ -34,6 +34,7 @@ class RunningMap(ABC):
     ) -> Complex[Tensor, "b p"]:
         """The map's transform at A^T (kx, ky, 0), differentiable in `rotation`."""
 
+    @abstractmethod
     def zero_grad(self) -> None:
         """Before a loss is made of slices."""
 
@@ -87,6 +88,9 @@ class SumsMap(RunningMap):
         """The map's transform at A^T (kx, ky, 0)."""
         kx, ky = (2 * points).unbind(1)
         return read_plane(self._half, rotation, kx.contiguous(), ky.contiguous())
+
+    def zero_grad(self) -> None:
+        """There is nothing to do: sums take no gradient."""
 
     def update(
         self, batch: ImageBatch, poses: PosePrediction, weight: Float[Tensor, "b m"], *, radius: float
@@ -170,6 +174,25 @@ class GradientMap(RunningMap):
         """Go on from `state`."""
         self.steps = state["map_steps"]
         unpack("map", state, self.decoder, self.optimiser)
+
+
+def map_of_poses(
+    images: TrainingImages, rotation: Float[Tensor, "n 3 3"], shift_px: Float[Tensor, "n 2"], *, radius: int
+) -> Volume:
+    """The map of the first n images at these poses, shifts in pixels of the cropped box."""
+    observed, lattice = images.small.observed, Lattice(images.box)
+    sums = SumsMap(
+        lattice.zeros(),
+        lattice,
+        particle_radius_px=observed.particle_radius_px / images.pixels_per_pixel,
+        forgetting=1.0,
+    )
+    for part in torch.arange(len(rotation)).split(256):
+        one = torch.ones(len(part), 1)
+        poses = PosePrediction(rotation[part, None], one, shift_px[part, None], 1.0)
+        sums.add(images.batch(part, half_disk(radius)), poses, one)
+    sums.solve(radius)
+    return sums.volume(observed.pixel_size_A * images.pixels_per_pixel)
 
 
 def pack(name: str, module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

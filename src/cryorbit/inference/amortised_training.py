@@ -64,7 +64,7 @@ class Training:
     def __init__(self, images: TrainingImages, settings: AmortisedSettings) -> None:
         self.images, self.settings = images, settings
         self.visits = self.steps = 0
-        self.seconds = 0.0
+        self.seconds = self.processor_seconds = 0.0
         observed, n = images.small.observed, images.box
         self.turns_per_px = observed.particle_radius_px / observed.box
         self.limit = n // 2 - 2
@@ -146,7 +146,7 @@ class Training:
 
     def step(self) -> float:
         """One batch; its misfit per coefficient."""
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         s = self.settings
         rate = s.learning_rate * (0.55 + 0.45 * math.cos(math.pi * self.fraction))
         for group in self.optimiser.param_groups:
@@ -186,6 +186,7 @@ class Training:
         self.visits += len(index)
         self.steps += 1
         self.seconds += time.perf_counter() - start
+        self.processor_seconds += time.process_time() - busy
         return float(scores.min(1).values.mean()) / n
 
     @torch.no_grad()
@@ -258,6 +259,7 @@ class Training:
             "visits": self.visits,
             "steps": self.steps,
             "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
             "generator": self.generator.get_state(),
             **pack("encoder", self.encoder, self.optimiser),
             **self.map.state(),
@@ -265,7 +267,8 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.visits, self.steps, self.seconds = state["visits"], state["steps"], state["seconds"]
+        for name in ("visits", "steps", "seconds", "processor_seconds"):
+            setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
         unpack("encoder", state, self.encoder, self.optimiser)
         self.map.restore(state)

@@ -24,7 +24,7 @@ from cryorbit.data import Volume
 from cryorbit.geometry.so3_grid import healpix_directions
 from cryorbit.inference.amortised_data import TrainingImages
 from cryorbit.inference.amortised_losses import distillation_loss
-from cryorbit.inference.amortised_map import pack, unpack
+from cryorbit.inference.amortised_map import map_of_poses, pack, unpack
 from cryorbit.inference.amortised_settings import AmortisedSettings, new_encoder
 from cryorbit.inference.amortised_training import FoundPoses, encoder_poses
 from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
@@ -46,6 +46,8 @@ ATTEMPTS = 3
 SURE = 0.75
 """Mean probability of the best mode, above which a map without two-signed residuals is believed."""
 TEST_IMAGES = 50
+_PLAIN = ("steps", "attempt", "posed", "seconds", "processor_seconds", "agreement", "earlier_visits")
+"""Numbers that a checkpoint keeps as they are."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Hybrid:
         self.group = torch.eye(3)[None]
         self.counts, self.table = Counts(), PoseTable.empty(len(images))
         self.steps = self.attempt = self.posed = 0
-        self.seconds = self.agreement = 0.0
+        self.seconds = self.processor_seconds = self.agreement = 0.0
         self.stage = "random starts"
         self.earlier_visits = 0
         self.coarse = self._coarse()
@@ -134,10 +136,11 @@ class Hybrid:
 
     def step(self) -> float:
         """One batch of the starts, or one block of images; the encoder's loss."""
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         loss = self._search_step() if self.stage == "random starts" else self._pose_step()
         self.steps += 1
         self.seconds += time.perf_counter() - start
+        self.processor_seconds += time.process_time() - busy
         return loss
 
     def _search_step(self) -> float:
@@ -282,16 +285,20 @@ class Hybrid:
         return encoder_poses(self.encoder, self.images, rows)
 
     def volume(self) -> Volume:
-        """The map of the likeliest start, at the cropped images' pixel size."""
-        pixel = self.images.small.observed.pixel_size_A * self.images.pixels_per_pixel
-        return Volume(self.coarse.best.map, pixel)
+        """The map at the cropped images' pixel size: of the images that have their pose, else of the likeliest start."""
+        observed, images = self.images.small.observed, self.images
+        pixel = observed.pixel_size_A * images.pixels_per_pixel
+        if self.posed < TEST_IMAGES:
+            return Volume(self.coarse.best.map, pixel)
+        rotation = self.table.rotation[: self.posed]
+        shift = self.table.shift_px[: self.posed] / images.pixels_per_pixel
+        return map_of_poses(images, rotation, shift, radius=images.box // 2 - 2)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, flat."""
-        names = ("steps", "attempt", "posed", "seconds", "agreement", "earlier_visits")
-        return {
+                return {
             "loop": self.stage,
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in _PLAIN},
             **{f"count_{name}": value for name, value in vars(self.counts).items()},
             "generator": self.generator.get_state(),
             **pack("encoder", self.encoder, self.optimiser),
@@ -302,7 +309,7 @@ class Hybrid:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         self.stage = state["loop"]
-        for name in ("steps", "attempt", "posed", "seconds", "agreement", "earlier_visits"):
+        for name in _PLAIN:
             setattr(self, name, state[name])
         self.counts = Counts(**{n: state[f"count_{n}"] for n in vars(self.counts)})
         self.generator.set_state(state["generator"])
