@@ -239,10 +239,12 @@ class Training:
         return encoder_poses(self.encoder, self.images, rows)
 
     def poses(self, rows: Int[Tensor, "n"]) -> FoundPoses:
-        """The same; with refinement, the likeliest of its best hypotheses after they were refined."""
-        if not self.settings.refinement:
+        """The encoder's pose; for softmin the likeliest of its hypotheses, for refinement the likeliest after that."""
+        if self.settings.loss != "softmin":
             return self.encoder_poses(rows)
         observed = self.images.small.observed
+        if not self.settings.refinement:
+            return self._likeliest(rows)
         found = refine_proposals(
             self.encoder,
             self.images,
@@ -252,6 +254,19 @@ class Training:
             shift_sd_px=0.1 * observed.box,
         )
         return FoundPoses(found.rotation, found.shift_px, found.confidence, found.entropy)
+
+    @torch.no_grad()
+    def _likeliest(self, rows: Int[Tensor, "n"]) -> FoundPoses:
+        self.encoder.eval()
+        parts = []
+        for part in rows.split(128):
+            out = self.encoder(self.images.inputs[part])
+            weight = softmin_weights(self.scores(self.images.batch(part, half_disk(self.radius())), out), 1.0)
+            entropy = torch.special.entr(weight).sum(1) - math.log(weight.shape[1])
+            best = PosePrediction(out.rotation, weight, out.shift_px, out.cell_fraction).top(1)
+            parts.append((best.rotation[:, 0], best.shift_px[:, 0], best.logits[:, 0], entropy))
+        rotation, shift, confidence, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        return FoundPoses(rotation, shift * self.images.pixels_per_pixel, confidence, entropy)
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, flat."""

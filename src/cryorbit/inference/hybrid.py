@@ -296,7 +296,7 @@ class Hybrid:
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs, flat."""
-                return {
+        return {
             "loop": self.stage,
             **{name: getattr(self, name) for name in _PLAIN},
             **{f"count_{name}": value for name, value in vars(self.counts).items()},
