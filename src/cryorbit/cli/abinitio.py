@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
+from cryorbit.cli.network_options import Method, NetworkOptions, network_settings
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, Device, OutFolder, prepare
 from cryorbit.cli.reading import (
     ParticlesFile,
@@ -44,7 +45,10 @@ class Settings:
     """Use the CTF; --no-ctf for images that have none or are corrected for it."""
     checkpoint_every_s: float = 30.0
     """Seconds between checkpoints."""
+    method: Method = "search"
+    """Exhaustive search; a network alone; or a network that learns from the search and takes over."""
     reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    network: Annotated[NetworkOptions, Flat] = field(default_factory=NetworkOptions)
     inference: Annotated[AbinitioSettings, Flat] = field(default_factory=AbinitioSettings)
     device: Device = "auto"
     """Where to compute; auto takes a GPU if there is one."""
@@ -91,9 +95,11 @@ def run_in_folder(
 ) -> AbinitioResult:
     """Ab initio of `stack` with progress, checkpoints and all outputs in the settings' folder."""
     from cryorbit.cli.contrast import warn_of_dark_protein
+    from cryorbit.cli.pose_snapshots import with_snapshots
     from cryorbit.cli.progress import say
     from cryorbit.cli.run_folder import open_run
     from cryorbit.inference.abinitio import run_abinitio
+    from cryorbit.inference.network import run_network
 
     if device.type != "cpu":
         say("Ab initio computes on the CPU in this version; a GPU serves reconstruct and evaluate only.")
@@ -107,7 +113,12 @@ def run_in_folder(
         resume=settings.resume,
     )
     try:
-        records = run_abinitio(stack, settings.inference, state=folder.state)
+        if settings.method == "search":
+            records = run_abinitio(stack, settings.inference, state=folder.state)
+        else:
+            network = network_settings(settings.method, settings.network, settings.inference)
+            records = run_network(stack, settings.inference, network, state=folder.state)
+        records = with_snapshots(records, folder.path, resumed=settings.resume)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
         write_result(folder, stack, last.result)
     except CryorbitError:

@@ -39,6 +39,12 @@ class AmortisedResult:
     map: Volume
     image_visits: int
     steps: int
+    radius: int
+    """Frequencies that the poses were found with, Fourier pixels."""
+    searched: bool
+    """Whether there was a teacher."""
+    parity_share: float
+    """What a two-signed component of the residuals would explain, as a share of what the map does; 0 without a teacher."""
 
 
 def run_amortised(
@@ -88,6 +94,9 @@ def result_of(training: Training | Hybrid) -> AmortisedResult:
         training.volume(),
         training.visits,
         training.steps,
+        int(training.radius()),
+        training.settings.teacher > 0,
+        training.parity_share,
     )
 
 

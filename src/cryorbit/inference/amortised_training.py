@@ -30,6 +30,9 @@ from cryorbit.inference.ring_em import level_for, random_start
 from cryorbit.models.decoder import make_decoder
 from cryorbit.models.pose_encoder import PoseEncoder, PosePrediction
 
+RECENT = 500
+"""Images whose last poses a checkpoint keeps."""
+
 
 @dataclass(frozen=True, eq=False)
 class FoundPoses:
@@ -73,6 +76,7 @@ class Training:
         moving = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(moving, lr=settings.learning_rate)
         self.map = self._map()
+        self.recent_row, self.recent_rotation = torch.zeros(0, dtype=torch.long), torch.zeros(0, 3, 3)
 
     def _map(self) -> RunningMap:
         s, observed, n = self.settings, self.images.small.observed, self.images.box
@@ -100,6 +104,7 @@ class Training:
         return GradientMap(decoder, learning_rate=rate, particle_radius_px=radius_px)
 
     stage = "training"
+    parity_share = 0.0
 
     @property
     def expected_visits(self) -> int:
@@ -183,11 +188,20 @@ class Training:
         self.optimiser.step()
         with torch.no_grad():
             self.map.update(batch, poses, weight, radius=radius)
+        self._remember(index, poses, weight)
         self.visits += len(index)
         self.steps += 1
         self.seconds += time.perf_counter() - start
         self.processor_seconds += time.process_time() - busy
         return float(scores.min(1).values.mean()) / n
+
+    @torch.no_grad()
+    def _remember(self, index: Tensor, poses: PosePrediction, weight: Tensor) -> None:
+        """Keep the winners of the last images, for the history of poses."""
+        best = weight.argmax(1)
+        rotation = poses.rotation[torch.arange(len(best)), best]
+        self.recent_row = torch.cat((self.recent_row, self.images.small.rows[index]))[-RECENT:]
+        self.recent_rotation = torch.cat((self.recent_rotation, rotation))[-RECENT:]
 
     @torch.no_grad()
     def refined(
@@ -275,6 +289,8 @@ class Training:
             "steps": self.steps,
             "seconds": self.seconds,
             "processor_seconds": self.processor_seconds,
+            "recent_row": self.recent_row,
+            "recent_rotation": self.recent_rotation,
             "generator": self.generator.get_state(),
             **pack("encoder", self.encoder, self.optimiser),
             **self.map.state(),
@@ -282,7 +298,7 @@ class Training:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        for name in ("visits", "steps", "seconds", "processor_seconds"):
+        for name in ("visits", "steps", "seconds", "processor_seconds", "recent_row", "recent_rotation"):
             setattr(self, name, state[name])
         self.generator.set_state(state["generator"])
         unpack("encoder", state, self.encoder, self.optimiser)

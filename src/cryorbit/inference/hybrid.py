@@ -125,6 +125,15 @@ class Hybrid:
         """Share of the run that is done."""
         return 0.3 * self.coarse.batch / self.coarse.plan.batches + 0.7 * self.posed / len(self.images)
 
+    def radius(self) -> float:
+        """Frequencies that poses are found with at last, Fourier pixels."""
+        return self.coarse.plan.last_radius
+
+    @property
+    def parity_share(self) -> float:
+        """Gain of a second, two-signed map, as a share of the evidence; large where the map mixes the hands."""
+        return self.coarse.parity_gain / max(abs(self.coarse.best.recent_evidence()), 1e-6)
+
     def metrics(self) -> dict[str, float]:
         """Where the loop stands, for the log."""
         return {
@@ -160,8 +169,7 @@ class Hybrid:
 
     def believed(self) -> bool:
         """Whether the best map's residuals are of one sign and its images sure of their poses; looks at 50 of them."""
-        best = self.coarse.best
-        if self.coarse.parity_gain > KICK_ABOVE * abs(best.recent_evidence()):
+        if self.parity_share > KICK_ABOVE:
             return False
         rows = torch.randperm(len(self.images), generator=self.generator)[:TEST_IMAGES]
         return float(self.search(rows).confidence.mean()) > SURE
