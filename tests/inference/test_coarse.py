@@ -10,10 +10,18 @@ from cryorbit.data import CTF, MemoryImages, ParticleStack
 from cryorbit.fourier.centred import fft_centred
 from cryorbit.geometry.rotations import geodesic_angle
 from cryorbit.geometry.so3_grid import healpix_directions
-from cryorbit.inference.coarse import CoarsePlan, CoarseStage
+from cryorbit.inference.coarse import COLD, CoarsePlan, CoarseStage
 from cryorbit.inference.engine import Workers
 from cryorbit.inference.lattice import Lattice
-from cryorbit.inference.observations import astigmatic_orders, crop_images, observe, support_mask
+from cryorbit.inference.observations import (
+    astigmatic_orders,
+    crop_images,
+    mean_image_radius_px,
+    mean_image_shift_sd_px,
+    observe,
+    particle_radius_px,
+    support_mask,
+)
 from cryorbit.inference.ring_em import (
     crop_small,
     level_for,
@@ -56,6 +64,16 @@ def test_plans_grow_outwards_and_drop_starts():
     assert sorted(set(rising)) == [1, 2, 4]
     assert set(alive[plan.ramp :]) == {2}
     assert all(_plan(n_starts=1).alive(b) == 1 for b in range(plan.ramp))
+
+
+def test_annealed_plans_cool_and_keep_more_than_one_start():
+    """From the noise's own temperature to COLD, never warmer again; a quarter of the starts lives to the end."""
+    plan = _plan(n_starts=8, annealed=True)
+    warmth = [plan.temperature(b) for b in range(plan.batches)]
+    assert warmth == sorted(warmth, reverse=True)
+    assert (warmth[0], warmth[-1]) == (1.0, COLD)
+    assert [plan.alive(b) for b in (0, plan.ramp // 2, plan.ramp - 1, plan.batches - 1)] == [8, 4, 2, 2]
+    assert all(_plan().temperature(b) == 1.0 for b in range(plan.batches))
 
 
 @pytest.mark.parametrize("radius", [3, 7, 14, 25])
@@ -153,6 +171,32 @@ def test_noise_and_size_are_measured(box):
     shells = observed.noise_power[3 : box // 2 - 1]
     assert float((shells / expected - 1).abs().max()) < 0.1
     assert 0.2 * box < observed.particle_radius_px < 0.35 * box
+
+
+@pytest.mark.parametrize("box", [63, 64])
+def test_round_particles_are_measured_among_neighbours(box):
+    """Rim and shifts of a hollow ball whose box is full of other ones, where the variance over images finds no rim."""
+    radius, sd, n = 0.2 * box, 1.5, 300
+    draw = torch.Generator().manual_seed(4)
+    axis = (torch.arange(box) - box // 2).float()
+    shift = sd * torch.randn(n, 2, generator=draw)
+
+    def shells(centre):
+        x, y = axis - centre[:, :1], axis - centre[:, 1:]
+        square = y.square()[:, :, None] + x.square()[:, None]
+        outer = (radius**2 - square).clamp_min(0).sqrt()
+        return outer - ((0.6 * radius) ** 2 - square).clamp_min(0).sqrt()
+
+    images = shells(shift)
+    for turn in 2 * math.pi * (torch.arange(5) / 5 + torch.rand(n, 1, generator=draw)).T:
+        away = 2.1 * radius * (1 + 0.3 * torch.rand(n, 1, generator=draw))
+        images += shells(away * torch.stack((turn.cos(), turn.sin()), 1))
+    images += 0.5 * images.std() * torch.randn(images.shape, generator=draw)
+    images -= images.mean((1, 2), keepdim=True)
+    measured = mean_image_radius_px(images, None)
+    assert 1.0 < measured / radius < 1.35
+    assert particle_radius_px(images, None) > 1.35 * radius
+    assert mean_image_shift_sd_px(images, None) == pytest.approx(sd, rel=0.25)
 
 
 def test_noise_free_images_are_not_scaled_one_by_one():

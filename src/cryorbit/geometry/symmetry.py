@@ -48,6 +48,15 @@ def point_group(name: str) -> Float[Tensor, "g 3 3"]:
     return _point_group(canonical_name(name)).clone()
 
 
+def is_cubic(name: str) -> bool:
+    """Whether the group is tetrahedral, octahedral or icosahedral.
+
+    >>> is_cubic("O"), is_cubic("D7")
+    (True, False)
+    """
+    return canonical_name(name) in _POLYHEDRAL
+
+
 def canonical_name(name: str) -> str:
     """The name in capitals, "I" spelt out as "I2"; BadInput if there is no such group."""
     upper = name.strip().upper()

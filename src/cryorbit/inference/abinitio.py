@@ -21,7 +21,7 @@ from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
 from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.geometry.so3_grid import healpix_directions
-from cryorbit.geometry.symmetry import in_asymmetric_unit, point_group
+from cryorbit.geometry.symmetry import in_asymmetric_unit, is_cubic, point_group
 from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
 from cryorbit.inference.engine import Progress, Workers, generator_from, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
@@ -145,6 +145,7 @@ class _Run:
             stack,
             sign=contrast_of(stack, settings.contrast),
             particle_diameter_A=settings.particle_diameter_A,
+            nearly_round=is_cubic(settings.symmetry),
             generator=generator,
         )
         self.halves = half_sets(stack, generator=generator)
@@ -153,21 +154,27 @@ class _Run:
         if settings.max_resolution_A is not None:
             self.limit = min(self.limit, int(box * stack.pixel_size_A / settings.max_resolution_A))
         fold = len(self.group) ** (1 / 3)
+        annealed = is_cubic(settings.symmetry)
         first = min(max(3, round(1.05 * box / radius)), self.limit - 1)
-        last = min(max(first + 2, round(2.9 * fold * box / radius)), self.limit, box // 2 - 4)
+        last = min(
+            max(first + 2, round((1.9 if annealed else 2.9) * fold * box / radius)), self.limit, box // 2 - 4
+        )
         self.coarse_rows = (
             torch.randperm(len(stack), generator=generator)[: settings.coarse_images].sort().values
         )
-        ramp = max(int(0.8 * settings.batches), 4)
+        # Nothing but a ball is seen of a cubic particle before its asymmetric unit is: it starts at the last radius.
+        batches, size = (5 * settings.batches // 2, 3) if annealed else (settings.batches, 1)
+        ramp = max(int((0.7 if annealed else 0.8) * batches), 4)
         self.plan = CoarsePlan(
-            n_starts=settings.starts,
+            n_starts=settings.starts * (2 if annealed else 1),
             ramp=ramp,
-            hold=settings.batches - ramp,
-            batch=min(settings.batch_images, len(stack)),
-            forgetting=settings.forgetting,
-            first_radius=first,
+            hold=batches - ramp,
+            batch=min(size * settings.batch_images, len(stack)),
+            forgetting=settings.forgetting**size,
+            first_radius=last if annealed else first,
             last_radius=last,
             box=min(2 * (last + 3), 2 * (box // 2)),
+            annealed=annealed,
         )
         self.visits = 0
 
@@ -291,7 +298,7 @@ class _Run:
         return tuple(torch.cat(pair) for pair in pairs)
 
     def _mask(self, lattice: Lattice) -> Tensor:
-        radius = 1.15 * self.observed.particle_radius_px
+        radius = self.plan.mask_room * self.observed.particle_radius_px
         return support_mask(lattice.n, radius * lattice.n / self.observed.box)
 
     def _sweep(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from cryorbit.inference.parity import ParitySplit, PosedImages, insert_posed, pa
 from cryorbit.inference.refine import half_disk
 from cryorbit.inference.ring_em import (
     NOISE_FLOOR,
+    Level,
     SmallImages,
     coarse_map,
     expectation_maximisation_batch,
@@ -31,6 +32,11 @@ KICK_ABOVE = 0.06
 """Gain of a two-signed component, as a share of the log evidence, above which the kick is tried.
 
 Maps of one hand show about 0.03, which is the grid's own error in the poses; a map of both hands more than 0.1."""
+COLD = 0.45
+"""Temperature at the end of an annealed ramp.
+
+At 1 the posterior of a nearly round particle is so flat that the map, damped by its own power, fades; from 0.45 at once most
+starts end in a map that mixes poses. Cooling from 1 to 0.45 has neither fault."""
 MAP_REGULARISER = 0.1
 """Share of the shell-wise Wiener term; the full term makes the early map too smooth to break its symmetry."""
 
@@ -49,6 +55,8 @@ class CoarsePlan:
     first_radius: int
     last_radius: int
     box: int
+    annealed: bool = False
+    """For cubic symmetries, whose maps differ from a ball in fine detail only: no parity kick, and temperatures."""
 
     @property
     def batches(self) -> int:
@@ -60,12 +68,33 @@ class CoarsePlan:
         grown = self.first_radius + (self.last_radius - self.first_radius + 1) * batch / self.ramp
         return min(self.last_radius, int(grown))
 
+    def temperature(self, batch: int) -> float:
+        """Factor on the noise power in this batch."""
+        if not self.annealed:
+            return 1.0
+        return COLD ** min(1.0, batch / self.ramp)
+
+    @property
+    def shifts_per_wave(self) -> float:
+        """Trial shifts per period of the finest ring."""
+        return 3.8 if self.annealed else 2.6
+
+    @property
+    def mask_room(self) -> float:
+        """Radius of the map's mask over that of the particle.
+
+        A radius from the mean image is padded already; more lets neighbours into the map, and then poses follow them.
+        """
+        return 1.0 if self.annealed else 1.15
+
     def alive(self, batch: int) -> int:
         """Starts still carried on in this batch: all, then half, then one, and after the ramp that and its kicked twin."""
         if batch < 0.45 * self.ramp:
             return self.n_starts
         if batch < 0.75 * self.ramp:
             return max(1, self.n_starts // 2)
+        if self.annealed:
+            return max(1, self.n_starts // 4)
         return 1 if batch < self.ramp else 2
 
 
@@ -97,7 +126,7 @@ class CoarseStage:
         self.observed: Observations = small.observed
         self.lattice = Lattice(plan.box)
         scale = plan.box / self.observed.box
-        self.mask = support_mask(plan.box, 1.15 * self.observed.particle_radius_px * scale)
+        self.mask = support_mask(plan.box, plan.mask_room * self.observed.particle_radius_px * scale)
         self.seed = seed
         self.batch = 0
         self.starts: list[Start] = []
@@ -122,16 +151,16 @@ class CoarseStage:
 
     def begin(self) -> None:
         """Draw the random starts."""
-        level = level_for(self.plan.first_radius, self.observed.particle_radius_px, box=self.observed.box)
+        level = self._level(self.plan.first_radius)
         for k in range(self.plan.n_starts):
             generator = generator_from(None, seed=self._seed(k, -1))
             raw = random_start(self.small, self.lattice, level, self.group, count=200, generator=generator)
             first = self._solve(raw, self.plan.first_radius)
-            self.starts.append(Start(k, raw, first, 0.05 * self.observed.box, []))
+            self.starts.append(Start(k, raw, first, self.observed.shift_sd_px, []))
 
     def step(self) -> None:
         """One batch of every start that is still alive; all of them see the same images."""
-        if self.batch == self.plan.ramp:
+        if self.batch == self.plan.ramp and not self.plan.annealed:
             self._kick()
         alive = self.plan.alive(self.batch)
         if alive < len(self.starts):
@@ -142,7 +171,7 @@ class CoarseStage:
         for start in self.starts:
             self._advance(start, index)
         self.batch += 1
-        if self.done:
+        if self.done and not self.plan.annealed:
             self.parity_gain = self._split(self.best)[1].gain
 
     def _kick(self) -> None:
@@ -186,7 +215,7 @@ class CoarseStage:
 
     def _advance(self, start: Start, index: Tensor) -> None:
         radius = self.plan.radius(self.batch)
-        level = level_for(radius, self.observed.particle_radius_px, box=self.observed.box)
+        level = self._level(radius)
         generator = generator_from(None, seed=self._seed(start.number, self.batch))
         view = make_view(
             self.lattice.to_half(start.map),
@@ -200,15 +229,25 @@ class CoarseStage:
             pixel_size_A=self.observed.pixel_size_A,
         )
         start.raw *= self.plan.forgetting
+        small = replace(self.small, temperature=self.plan.temperature(self.batch))
         result = expectation_maximisation_batch(
-            self.small, index, view, self.lattice, self.group, start.raw, self.team
+            small, index, view, self.lattice, self.group, start.raw, self.team
         )
         start.map = self._solve(start.raw, radius)
-        spread = max(float(result.shift_px.square().mean()), 0.25 * level.shift_step_px**2)
-        start.shift_sd_px = (0.9 * start.shift_sd_px**2 + 0.1 * spread) ** 0.5
+        share, floor = (0.3, 0.5) if self.plan.annealed else (0.1, 0.25)
+        spread = max(float(result.shift_px.square().mean()), floor * level.shift_step_px**2)
+        start.shift_sd_px = ((1 - share) * start.shift_sd_px**2 + share * spread) ** 0.5
         start.log_evidence.append(float(result.log_evidence.mean()))
         seen = torch.cat((index[:, None].float(), result.rotation.flatten(1), result.shift_px), 1)
         start.recent = torch.cat((start.recent, seen))[-12 * self.plan.batch :]
+
+    def _level(self, radius: int) -> Level:
+        return level_for(
+            radius,
+            self.observed.particle_radius_px,
+            box=self.observed.box,
+            shifts_per_wave=self.plan.shifts_per_wave,
+        )
 
     def _solve(self, raw: Tensor, radius: int) -> Tensor:
         return coarse_map(raw, self.lattice, radius=radius, mask=self.mask, regulariser=MAP_REGULARISER)

@@ -53,6 +53,8 @@ class Observations:
     total_power: Float[Tensor, "shells"]
     """The same of the images."""
     particle_radius_px: float
+    shift_sd_px: float
+    """What the search first takes the particles' shifts to be, per axis."""
 
     @property
     def box(self) -> int:
@@ -109,9 +111,15 @@ def observe(
     *,
     sign: float = 1.0,
     particle_diameter_A: float | None = None,
+    nearly_round: bool = False,
     generator: torch.Generator,
 ) -> Observations:
     """Measure what the search needs to know of a stack, from a random sample of its images.
+
+    Parameters
+    ----------
+    nearly_round
+        The particle has cubic symmetry, so that the mean image shows its edge even where neighbours fill the box.
 
     Raises
     ------
@@ -138,9 +146,11 @@ def observe(
     total = _shell_means(power, box)
     noise = noise[: total.shape[0]].to(total)
     noise[:2] = noise[2]  # the mean was taken off, so the lowest shells read low
+    ctf = None if stack.ctf is None else ctf_image(stack.ctf[rows], box, pixel_size_A=stack.pixel_size_A)
     if particle_diameter_A is None:
-        ctf = None if stack.ctf is None else ctf_image(stack.ctf[rows], box, pixel_size_A=stack.pixel_size_A)
         measured = particle_radius_px(images, ctf)
+        if nearly_round:
+            measured = min(measured, mean_image_radius_px(images, ctf))
     else:
         measured = particle_diameter_A / 2 / stack.pixel_size_A
     return Observations(
@@ -151,6 +161,7 @@ def observe(
         noise_power=noise.clamp_min(1e-12 * float(total.max())),
         total_power=total,
         particle_radius_px=min(max(measured, 0.06 * box), 0.45 * box),
+        shift_sd_px=mean_image_shift_sd_px(images, ctf) if nearly_round else 0.05 * box,
     )
 
 
@@ -176,6 +187,54 @@ def particle_radius_px(images: Float[Tensor, "n box box"], ctf: Float[Tensor, "n
     excess = torch.nn.functional.avg_pool1d(excess[None], width, stride=1)[0]
     above = torch.nonzero(excess[: int(0.46 * box)] > 0.1 * excess.max())[:, 0]
     return float(above[-1]) + 0.5 * width if len(above) else box / 4
+
+
+def mean_image_radius_px(
+    images: Float[Tensor, "n box box"], ctf: Float[Tensor, "n box half"] | None
+) -> float:
+    """Radius where the mean image, its CTF undone, falls to zero beyond its brightest ring, and a tenth more.
+
+    Neighbours average to a constant, and the low frequencies that are missing leave a dark halo, so the crossing marks the
+    edge. At the centre of the box for particles whose projections are all nearly the same disc.
+    """
+    box = images.shape[-1]
+    mean = torch.fft.irfft2(_mean_transform(images, ctf) * _blur(box), s=(box, box)).flatten().double()
+    axis = torch.arange(box) - box // 2
+    ring = (
+        (axis[:, None].square() + axis.square()).float().sqrt().round().long().clamp_max(box // 2).flatten()
+    )
+    profile = torch.bincount(ring, weights=mean) / torch.bincount(ring)
+    outermost = int(0.45 * box)
+    peak = int(profile[:outermost].argmax())
+    below = torch.nonzero(profile[peak:outermost] < 0)[:, 0]
+    return 1.1 * (peak + float(below[0])) if len(below) else 0.45 * box
+
+
+def mean_image_shift_sd_px(
+    images: Float[Tensor, "n box box"], ctf: Float[Tensor, "n box half"] | None
+) -> float:
+    """Root mean square shift per axis, in pixels, of the images against their mean image; 0.5 at least."""
+    box = images.shape[-1]
+    mean = _mean_transform(images, ctf) * _blur(box)
+    match = (
+        torch.fft.rfft2(images) * mean.conj() if ctf is None else torch.fft.rfft2(images) * ctf * mean.conj()
+    )
+    peak = torch.fft.irfft2(match, s=(box, box)).flatten(1).argmax(1)
+    x, y = (peak % box + box // 2) % box - box // 2, (peak // box + box // 2) % box - box // 2
+    shift = torch.stack((x, y), 1).float()
+    near = shift[shift.norm(dim=1) < 0.2 * box]  # what is farther is a neighbour
+    return max(float(near.square().mean()) ** 0.5, 0.5) if len(near) else 0.05 * box
+
+
+def _mean_transform(images: Tensor, ctf: Tensor | None) -> Tensor:
+    """rfft2 of the mean image, its CTF undone where it is more than noise."""
+    transform = torch.fft.rfft2(images)
+    return transform.mean(0) if ctf is None else (transform * ctf).mean(0) / (ctf.square().mean(0) + 0.05)
+
+
+def _blur(box: int) -> Tensor:
+    ky, kx = torch.fft.fftfreq(box) * box, torch.fft.rfftfreq(box) * box
+    return torch.exp(-0.5 * (ky[:, None].square() + kx.square()) / max(box // 8, 4) ** 2)
 
 
 def _shell_means(power: Float[Tensor, "box half"], box: int) -> Float[Tensor, "shells"]:

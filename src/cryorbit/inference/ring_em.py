@@ -48,6 +48,8 @@ class SmallImages:
     observed: Observations
     rows: Int[Tensor, "n"]
     images: Float[Tensor, "n box box"]
+    temperature: float = 1.0
+    """Factor on the noise power: below 1 the posterior is sharper than the noise allows."""
 
     @property
     def box(self) -> int:
@@ -56,7 +58,15 @@ class SmallImages:
 
     def rings(self, index: Int[Tensor, "b"], grid: RingGrid, kernel: Tensor) -> RingData:
         """Whitened, CTF-filtered ring transforms of some of the images."""
-        return ring_data(self.observed, self.rows[index], self.images[index], grid, kernel, floor=NOISE_FLOOR)
+        return ring_data(
+            self.observed,
+            self.rows[index],
+            self.images[index],
+            grid,
+            kernel,
+            floor=NOISE_FLOOR,
+            temperature=self.temperature,
+        )
 
 
 def ring_data(
@@ -67,11 +77,12 @@ def ring_data(
     kernel: Tensor,
     *,
     floor: float,
+    temperature: float = 1.0,
 ) -> RingData:
-    """Y and D of cropped images, see `search`."""
+    """Y and D of cropped images, see `search`; the noise power is taken times `temperature`."""
     points = grid.points()
     ctf = observed.ctf(rows, points)
-    whiten = grid.weights() / observed.noise_at(grid.radii(), floor=floor)
+    whiten = grid.weights() / (temperature * observed.noise_at(grid.radii(), floor=floor))
     rings = observed.undo_odd_phase(image_to_rings(images, grid, kernel), rows, points)
     weighted = ctf * whiten[:, None]
     return RingData(rings * weighted, ctf * weighted)
@@ -96,7 +107,7 @@ class Level:
     """In pixels of the full box."""
 
 
-def level_for(radius: int, particle_radius_px: float, *, box: int) -> Level:
+def level_for(radius: int, particle_radius_px: float, *, box: int, shifts_per_wave: float = 2.6) -> Level:
     """Angles and shifts fine enough for rings out to `radius` Fourier pixels and a particle of this size."""
     turns = radius * particle_radius_px / box  # waves along the particle's radius
     order = 1 if turns < 1.5 else 2 if turns < 3.3 else 3 if turns < 6.6 else 4
@@ -109,7 +120,7 @@ def level_for(radius: int, particle_radius_px: float, *, box: int) -> Level:
         m_max=m_max,
         n_angles=n_angles,
         n_psi=max(n_psi, 6 * 2**order),
-        shift_step_px=box / (2.6 * radius),
+        shift_step_px=box / (shifts_per_wave * radius),
     )
 
 
