@@ -64,10 +64,11 @@ class Specimen:
         ]
         return torch.cat(parts)
 
-    def draw(self, n: int, generator: torch.Generator) -> Drawn:
-        """Images at fresh rotations with fresh noise."""
-        rotation = random_rotations(n, generator=generator, dtype=torch.float32)
-        clean = self.project(rotation)
+    def draw(self, n: int, generator: torch.Generator, *, copies: int = 1) -> Drawn:
+        """Images at fresh rotations with fresh noise; `copies` images of each rotation, with noise of their own."""
+        rotation = random_rotations(n // copies, generator=generator, dtype=torch.float32)
+        clean = self.project(rotation).repeat(copies, 1, 1)
+        rotation = rotation.repeat(copies, 1, 1)
         return Drawn(clean + self.sigma * torch.randn(clean.shape, generator=generator), rotation)
 
     def noise_power(self) -> float:
@@ -188,7 +189,9 @@ class Training:
     loss: str = "cell"
     """"cell": likelihood of the cell; "exact": at the exact rotation; "distil": KL to `teacher`."""
     rate: float = 3e-3
-    batch: int = 128
+    batch: int = 256
+    copies: int = 4
+    """Images of a batch that share a projection; projecting costs more than noise does."""
 
 
 def train(
@@ -207,7 +210,7 @@ def train(
     while (done := (time.process_time() - start) / training.seconds) < 1:
         for group in optimiser.param_groups:
             group["lr"] = training.rate * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-5
-        drawn = specimen.draw(training.batch, generator)
+        drawn = specimen.draw(training.batch, generator, copies=training.copies)
         logits = encoder(drawn.images).logits
         if teacher is not None and training.loss == "distil":
             with torch.no_grad():

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -23,6 +23,7 @@ from cryorbit.benchmarks.tasks import (
     run_cell,
     structure_name,
 )
+from cryorbit.cli.bench_poses import PoseTask
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ConfigOptions, cores
 from cryorbit.cli.progress import say
@@ -42,7 +43,7 @@ PEER_TIMES = 100.0
 class Settings:
     """Run ab initio on simulated stacks and score it; rows that are in the file are not run again."""
 
-    what: tyro.conf.Positional[Literal["abinitio", "amortised"]]
+    what: tyro.conf.Positional[Literal["abinitio", "amortised", "poses"]]
     """Which benchmark."""
     json: Annotated[Path, tyro.conf.arg(metavar="OUT.json")]
     """File of the rows; a benchmark that was stopped goes on with it."""
@@ -52,6 +53,8 @@ class Settings:
     """Draw CTF parameters from this file instead of from --defocus-um."""
     task: Annotated[BenchmarkSettings, Flat] = field(default_factory=BenchmarkSettings)
     amortised: Annotated[AmortisedBenchmark, Flat] = field(default_factory=AmortisedBenchmark)
+    pose_tasks: Annotated[tuple[PoseTask, ...], tyro.conf.arg(metavar="S1 ...")] = get_args(PoseTask)
+    """Tasks of `bench poses`, which wants one structure, and runs on one thread unless --threads says more."""
     jobs: int = 1
     """Runs at a time; the cores are shared out among them."""
     threads: int | None = None
@@ -76,6 +79,10 @@ def run(settings: Settings) -> int:
     for path in settings.structure:
         if str(path) != "synthetic" and not path.exists():
             raise BadInput(f"{path}: there is no such structure. Correct the path.")
+    if settings.what == "poses":
+        from cryorbit.cli.bench_poses import run_poses
+
+        return run_poses(settings)
     scores = ScoreFile(settings.json)
     work = (settings.work or settings.json.with_suffix(".work")).absolute()
     work.mkdir(parents=True, exist_ok=True)

@@ -102,13 +102,13 @@ class LearnedBranch(nn.Module):
                     persistent=False,
                 )
         outputs = n_pixels(settings.order) if by_views else (settings.l_max + 1) ** 2
-        self.linear = OrderwiseLinear(self.orders, rings, outputs, scale=0.05)
+        self.linear = OrderwiseLinear(self.orders, rings, outputs, scale=0.0)  # starts uniform
         self.bias = nn.Parameter(torch.zeros(n_pixels(settings.order)))
         self.shift = nn.Parameter(torch.zeros(rings))
         channels = round(32 * settings.width) if settings.depth else 0
         if channels:
             self.trunk = PolarTrunk(rings, channels, depth=settings.depth)
-            self.features = OrderwiseLinear(self.orders, channels, outputs, scale=0.0)  # starts linear
+            self.features = OrderwiseLinear(self.orders, channels, outputs, scale=0.0)
         self.register_buffer("series", series_of(settings.order, self.orders), persistent=False)
 
     def forward(self, circle: Float[Tensor, "b r t"]) -> Float[Tensor, "b cells"]:
@@ -236,12 +236,26 @@ class SliceEncoder(PoseEncoder):
             raise BadInput(
                 f"SliceEncoder: the map has {volume.box} pixels, the images {self.box}. Resample the map first."
             )
-        frames = self.frames(self.how.order + self.how.fine)
         prepared, circles = prepare(volume), []
-        for part in frames.split(1024):
+        for part in self.template_frames().split(1024):
             pose = Pose(part, torch.zeros(len(part), 2))
             circles.append(self.rings(project_prepared(prepared, pose)))
-        circle = torch.cat(circles)
+        self._keep(torch.cat(circles))
+
+    def template_frames(self) -> Float[Tensor, "v 3 3"]:
+        """The rotations that the map branch wants projections at."""
+        return self.frames(self.how.order + self.how.fine)
+
+    def set_projections(self, images: Float[Tensor, "v h h"]) -> None:
+        """Take these projections at `template_frames()` as filters of the map branch."""
+        self.check_box(images)
+        if len(images) != len(self.template_frames()):
+            raise BadInput(
+                f"SliceEncoder: {len(images)} projections for {len(self.template_frames())} frames."
+            )
+        self._keep(torch.cat([self.rings(part) for part in images.split(1024)]))
+
+    def _keep(self, circle: Float[Tensor, "v r t"]) -> None:
         harmonics = angular_harmonics(circle, self.m_max).conj() * self.polar.n_angles
         self.templates = torch.view_as_real(harmonics).permute(2, 3, 1, 0).contiguous()  # m, 2, r, v
         self.power = circle.square().sum(-1).mT.contiguous()  # r, v
