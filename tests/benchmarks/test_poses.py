@@ -128,9 +128,10 @@ def test_rows_are_kept_and_not_run_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pose_scores, "_task", fake)
     settings = pose_scores.PoseBenchmark(structure=tmp_path / "x.pdb", tasks=("S2",), seeds=2)
-    said = []
-    for _ in range(2):
-        rows = pose_scores.run_pose_benchmark(settings, tmp_path / "rows.json", say=said.append)
+    said: list[str] = []
+    first = pose_scores.run_pose_benchmark(settings, tmp_path / "rows.json", say=said.append)
+    rows = pose_scores.run_pose_benchmark(settings, tmp_path / "rows.json", say=said.append)
+    assert rows == first
     assert ran == [("S2", 0), ("S2", 1)]
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert {row["published"] for row in rows} == {True, False}

@@ -238,7 +238,7 @@ class SliceEncoder(PoseEncoder):
             )
         prepared, circles = prepare(volume), []
         for part in self.template_frames().split(1024):
-            pose = Pose(part, torch.zeros(len(part), 2))
+            pose = Pose(part.to(volume.values), volume.values.new_zeros(len(part), 2))
             circles.append(self.rings(project_prepared(prepared, pose)))
         self._keep(torch.cat(circles))
 

@@ -237,5 +237,6 @@ class MirrorPairs:
         f(v, psi) = sum over m of exp(i m psi) G_m(v) takes the value of f at (partner, delta - psi).
         """
         m = torch.arange(harmonics.shape[-1], device=harmonics.device, dtype=torch.float64)
-        angle = -(self.delta_rad[:, None].double() * m).to(harmonics.real.dtype)
-        return harmonics[..., self.partner, :].conj() * torch.polar(torch.ones_like(angle), angle)
+        angle = -(self.delta_rad.to(m)[:, None] * m).to(harmonics.real.dtype)
+        partner = self.partner.to(harmonics.device)
+        return harmonics[..., partner, :].conj() * torch.polar(torch.ones_like(angle), angle)
