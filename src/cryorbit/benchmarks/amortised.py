@@ -37,7 +37,8 @@ HELD = 300
 """Images whose poses are compared with the truth."""
 EVALUATE_EVERY_S = 3.0
 BEYOND = 1.2
-"""A run that has converged goes on to this many times the visits it took, a hybrid until all images have their poses."""
+POSED = 2000
+"""A run that has converged goes on to this many times the visits it took, a hybrid until so many images have their pose."""
 
 
 def settings_of(method: str, benchmark: AmortisedBenchmark, *, seed: int) -> AmortisedSettings:
@@ -104,12 +105,7 @@ def run_method(
         say(f"{method}: {now['image_visits']:.0f} visits, {now['seconds']:.0f} s, mse {now['mse']:.3f}")
         if first is None and now["mse"] < CONVERGED_BELOW:
             first = now
-        if (
-            first
-            and not benchmark.to_the_end
-            and not settings.teacher
-            and training.visits >= BEYOND * first["image_visits"]
-        ):
+        if first and not benchmark.to_the_end and far_enough(training, first["image_visits"]):
             break
     last = evaluate(training, prepared)
     if first is None and last["mse"] < CONVERGED_BELOW:
@@ -134,6 +130,13 @@ def run_method(
         "published": False,
     }
     return row | {k: v for k, v in training.metrics().items() if k in ("searched", "proposed", "accepted")}
+
+
+def far_enough(training: Training | Hybrid, converged_at: float) -> bool:
+    """Whether a run that has converged has also shown what it does then."""
+    if isinstance(training, Hybrid):
+        return training.posed >= POSED
+    return training.visits >= BEYOND * converged_at
 
 
 def errors_of(training: Training | Hybrid, prepared: Prepared, *, encoder_only: bool = False) -> PoseErrors:

@@ -10,18 +10,25 @@ from cryorbit.errors import BadInput
 Scale = Literal["small", "full"]
 
 COMMON: dict[str, Any] = {"batch": 16, "hypotheses": 4}
+GAUSS_NEWTON: dict[str, Any] = {"refinement": 3, "winners": 4}
+ONE_WINNER: dict[str, Any] = {"winners": 1, "first_temperature": 1.0, "march": 0.8}
 METHODS: dict[str, dict[str, Any]] = {
     "standard L_sym, as published": {"encoder": "standard", "loss": "sym", "frozen_shift_head": True},
     "standard L_sym": {"encoder": "standard", "loss": "sym"},
     "C4 L2": {"encoder": "c4", "loss": "l2"},
     "C4 L_mir": {"encoder": "c4", "loss": "mirror"},
     "D4 L2": {"encoder": "d4", "loss": "l2"},
-    "D4-regular softmin": {"encoder": "d4-regular", "loss": "softmin"},
-    "D4-regular refined": {"encoder": "d4-regular", "loss": "softmin", "refinement": 3, "winners": 4},
+    "D4 L2, Gauss-Newton": {"encoder": "d4", "loss": "l2", **GAUSS_NEWTON},
+    "D4-regular softmin": {"encoder": "d4-regular", "loss": "softmin", **ONE_WINNER},
+    "D4-regular softmin, Gauss-Newton": {"encoder": "d4-regular", "loss": "softmin", **GAUSS_NEWTON},
     "hybrid": {"encoder": "d4-regular", "loss": "softmin", "teacher": 0.2},
     "D4 L2, FourierNet": {"encoder": "d4", "loss": "l2", "decoder": "fouriernet"},
 }
-"""Settings of each method beyond those that all share. "refined": hypotheses take Gauss-Newton steps; no search."""
+"""Settings of each method beyond those that all share.
+
+Gauss-Newton: poses take damped Gauss-Newton steps from where the encoder put them, and the encoder learns where they came
+to; nothing is searched. Without it the encoder follows the gradient of the misfit through its poses, as published.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +70,5 @@ def methods_of(settings: AmortisedBenchmark) -> list[str]:
     return [
         name
         for name in METHODS
-        if name in settings.method or any(name.startswith(m) for m in settings.method)
+        if name in settings.method or any(name.startswith(m) for m in settings.method if m not in METHODS)
     ]

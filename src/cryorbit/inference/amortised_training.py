@@ -253,12 +253,11 @@ class Training:
         return encoder_poses(self.encoder, self.images, rows)
 
     def poses(self, rows: Int[Tensor, "n"]) -> FoundPoses:
-        """The encoder's pose; for softmin the likeliest of its hypotheses, for refinement the likeliest after that."""
-        if self.settings.loss != "softmin":
-            return self.encoder_poses(rows)
+        """The encoder's pose; for softmin the likeliest of its hypotheses, with refinement the likeliest after that."""
         observed = self.images.small.observed
         if not self.settings.refinement:
-            return self._likeliest(rows)
+            one = self.settings.loss != "softmin"
+            return self.encoder_poses(rows) if one else self._likeliest(rows)
         found = refine_proposals(
             self.encoder,
             self.images,
