@@ -63,9 +63,9 @@ def _data(rotation, shift_px, *, scale=1.0, noise_seed=None):
 
 def _misfit(data, rotation, shift_px, half=None, shift_sd_px=SHIFT_SD_PX):
     half = _half() if half is None else half
-    return -refine_poses(
-        data, half, rotation, shift_px, iterations=0, shift_sd_px=shift_sd_px
-    ).log_likelihood.double()
+    found = refine_poses(data, half, rotation, shift_px, iterations=0, shift_sd_px=shift_sd_px)
+    empty = torch.view_as_real(data.transform).double().square().sum((1, 2))
+    return empty - found.log_likelihood.double()
 
 
 def _near(rotation, shift_px, *, angle_rad, shift, seed=5):

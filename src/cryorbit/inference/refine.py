@@ -45,7 +45,7 @@ class RefinedPoses:
     rotation: Float[Tensor, "n 3 3"]
     shift_px: Float[Tensor, "n 2"]
     log_likelihood: Float[Tensor, "n"]
-    """-f + |X|^2 terms: twice the half-disk sum, so that differences are log-likelihood differences."""
+    """Over that of an image of nothing but noise, so that runs with other radii compare; with the prior of the shift."""
     explained: Float[Tensor, "n"]
     """Drop of the misfit against an empty map, over the model's own power: 1 on average where the pose is right."""
     deviation: Float[Tensor, "n"]
@@ -101,7 +101,7 @@ def refine_poses(
     return RefinedPoses(
         rotation,
         shift_px,
-        -best.misfit,
+        torch.view_as_real(data.transform).square().sum((1, 2)) - best.misfit,
         best.explained,
         (best.explained - 1) * (best.power / 2).sqrt(),
         (variance.sqrt() * (180 / math.pi)).float(),
