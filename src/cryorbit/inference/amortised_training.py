@@ -171,11 +171,12 @@ class Training:
         poses, n = chosen.of(prediction), 2 * len(batch.points)
         if s.refinement:
             poses, weight = self.refined(batch, poses, t)
-            loss = sum(
+            parts = [
                 distillation_loss(prediction, poses.rotation[:, j], poses.shift_px[:, j], weight=weight[:, j])
                 * weight[:, j].mean()
                 for j in range(weight.shape[1])
-            )
+            ]
+            loss = torch.stack(parts).sum()
         else:
             weight = chosen.weight
             slices = self.map.slices(poses.rotation.flatten(0, 1), batch.points)
