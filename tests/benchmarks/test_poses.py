@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from cryorbit.benchmarks import pose_poster, pose_scores, poses
+from cryorbit.benchmarks import pose_phantoms, pose_poster, pose_scores, poses
 from cryorbit.benchmarks import pose_tasks as t
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.geometry.rotations import random_rotations
@@ -43,14 +43,14 @@ def test_closed_form_projections_are_those_of_the_phantom():
     """The phantom's projections in closed form equal the projector's to its interpolation error."""
     centres, weights = t.phantom_balls(None, seed=1)
     rotation = random_rotations(4, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    closed = poses._ball_images(centres, weights, rotation)
+    closed = pose_phantoms._ball_images(centres, weights, rotation)
     projected = t.specimen_of(t.phantom(seed=1)).project(rotation)
     assert float((closed - projected).norm() / closed.norm()) < 0.02
 
 
 def test_map_branch_meets_brute_force_matching():
     """S4: the same logits and best cells as matching with the same projections; near it with the projector's."""
-    brute, projector, ours = poses.s4_projection_matching(0)
+    brute, projector, ours = pose_phantoms.s4_projection_matching(0)
     assert projector["correlation"] > 0.999
     assert ours["correlation"] > 0.999999
     assert ours["same_argmax"] > 0.99
@@ -94,11 +94,11 @@ def test_modes_of_a_symmetric_posterior_are_found_and_even():
     truth = so3_grid(2).reshape(-1, 3, 3)[[5, 1000]]
     copies = cell_of(truth[:, None] @ group.float(), order=2)
     even = torch.full((2, n_cells(2)), -20.0).scatter_(1, copies, 0.0)
-    found = poses.mode_masses(even, truth, group, order=2, top=4)
+    found = pose_phantoms.mode_masses(even, truth, group, order=2, top=4)
     assert found["all_modes_found"] == 1
     assert found["mode_share_mean_min"] == pytest.approx(1, abs=1e-3)
     lacking = even.scatter(1, copies[:, :1], -20.0)
-    assert poses.mode_masses(lacking, truth, group, order=2, top=3)["all_modes_found"] == 0
+    assert pose_phantoms.mode_masses(lacking, truth, group, order=2, top=3)["all_modes_found"] == 0
 
 
 def test_poster_targets_say_next_to_nothing(specimen):
