@@ -499,7 +499,7 @@ def _verdict(poses: PoseTable, curve: ShellCorrelation, parity_share: float) -> 
     if confident > 0.8:
         return f"Converged: {confident:.0%} of the particles have one clear pose; {resolution:.1f} A.", True
     return (
-        f"Not shown to have converged: only {confident:.0%} of the particles have one clear pose, while the half maps agree to "
-        f"{resolution:.1f} A. Compare runs with other --seed values: right ones show the same map, with like evidence.",
+        f"Not shown to have converged: only {confident:.0%} of the particles have one clear pose, while the half maps "
+        f"agree to {resolution:.1f} A. Compare runs with other --seed values: right ones show the same map.",
         False,
     )
