@@ -30,9 +30,9 @@ def kind(request) -> tuple[str, dict[str, Any]]:
     return request.param
 
 
-def make(kind: tuple[str, dict[str, Any]], box: int, *, seed: int = 0, **more: Any) -> Decoder:
+def make(kind: tuple[Any, dict[str, Any]], box: int, *, seed: int = 0, **more: Any) -> Decoder:
     generator = torch.Generator().manual_seed(seed)
-    return make_decoder(kind[0], box=box, generator=generator, **kind[1], **more).double()  # type: ignore[arg-type]
+    return make_decoder(kind[0], box=box, generator=generator, **kind[1], **more).double()
 
 
 def disk(radius: float, *, whole: bool = False) -> Tensor:
@@ -144,7 +144,7 @@ def test_settings_and_weights_make_the_decoder_again(kind):
     state = torch.get_rng_state()
     decoder, same = make(kind, 10), make(kind, 10)
     assert torch.equal(torch.get_rng_state(), state)
-    again = make_decoder(**asdict(decoder.settings), generator=torch.Generator()).double()  # type: ignore[arg-type]
+    again = make_decoder(**asdict(decoder.settings), generator=torch.Generator()).double()
     again.load_state_dict(decoder.state_dict())
     rotation, points = uniform_rotations(2), disk(3.0)
     for other in (again, same):
@@ -162,7 +162,7 @@ def test_a_map_is_learnt_from_its_slices(kind, box: int):
     amplitude = float(target.abs().square().mean().sqrt())
     decoder = make_decoder(
         kind[0], box=box, amplitude=amplitude, generator=torch.Generator().manual_seed(0), **options
-    )  # type: ignore[arg-type]
+    )
     generator = torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(decoder.parameters(), lr=2e-3 if kind[0] == "siren" else 0.1)
     for _ in range(STEPS[kind[0]]):

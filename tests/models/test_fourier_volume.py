@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def random_volume(box: int) -> Volume:
     return Volume(torch.randn(box, box, box, generator=g, dtype=torch.float64), 1.5)
 
 
-def plain_slices(pairs: Tensor, rotation: Tensor, points: Tensor, padding: int) -> Tensor:
+def plain_slices(pairs: Tensor, rotation: Tensor, points: Tensor, padding: Literal[1, 2]) -> Tensor:
     """The specification: eight corners of the whole lattice one after the other, gradients by autograd."""
     half, edge = torch.view_as_complex(pairs), pairs.shape[0]
     at = padding * (points @ rotation[:, :2])
@@ -50,9 +51,9 @@ def hermitian_plane(gradient: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("box", [9, 10])
-def test_values_and_gradients_are_those_of_the_plain_twin(box: int, padding: int):
+def test_values_and_gradients_are_those_of_the_plain_twin(box: int, padding: Literal[1, 2]):
     """Slices, gradient to every lattice point and to the rotations, float64."""
-    settings = LatticeVolumeSettings(box=box, padding=padding)  # type: ignore[arg-type]
+    settings = LatticeVolumeSettings(box=box, padding=padding)
     decoder = LatticeVolume(settings, generator=torch.Generator().manual_seed(1)).double()
     rotation = uniform_rotations(4).requires_grad_()
     plane = half_plane(box, step=1, radius=box / 2 - 1.01, dtype=torch.float64)
@@ -70,10 +71,10 @@ def test_values_and_gradients_are_those_of_the_plain_twin(box: int, padding: int
 
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("box", [11, 12])
-def test_the_map_of_the_decoder_of_a_map_is_the_map(box: int, padding: int):
+def test_the_map_of_the_decoder_of_a_map_is_the_map(box: int, padding: Literal[1, 2]):
     """`of` and `volume` are inverse: nothing of the map is lost on the lattice, Nyquist of an unpadded one apart."""
     volume = random_volume(box)
-    decoder = LatticeVolume.of(volume, amplitude=7.0, padding=padding)  # type: ignore[arg-type]
+    decoder = LatticeVolume.of(volume, amplitude=7.0, padding=padding)
     torch.testing.assert_close(decoder.volume(1.5).values, volume.values, rtol=0, atol=1e-11)
 
 
@@ -89,10 +90,10 @@ def test_slices_are_those_of_the_projector(box: int):
 
 @pytest.mark.parametrize("padding", [1, 2])
 @pytest.mark.parametrize("box", [23, 24])
-def test_slices_are_transforms_of_projections(box: int, padding: int):
+def test_slices_are_transforms_of_projections(box: int, padding: Literal[1, 2]):
     """Fourier slice theorem for `volume()` in any view, within what trilinear reading leaves."""
     model = GaussianBlobs.random(20, radius_px=0.25 * box, sigma_px=1.0)
-    decoder = LatticeVolume.of(Volume(model.values(box), 1.0), padding=padding)  # type: ignore[arg-type]
+    decoder = LatticeVolume.of(Volume(model.values(box), 1.0), padding=padding)
     rotation = uniform_rotations(5)
     plane = half_plane(box, step=1, radius=box / 2 - 1.01, dtype=torch.float64)
     found = decoder.slices(rotation, torch.stack((plane.kx, plane.ky), 1)).detach()

@@ -112,55 +112,52 @@ def _padding(size: int, padding: int | None) -> int:
     return size // 2 if padding is None else padding
 
 
-class LiftConv(nn.Module):
-    """Images with `channels_in` channels to `fields_out` regular fields.
+class _FieldConv(nn.Module):
+    """One convolution with a kernel shared over the group, from channels or from regular fields."""
+
+    lift: bool
+
+    def __init__(
+        self,
+        n_in: int,
+        fields_out: int,
+        size: int = 3,
+        *,
+        group: PlaneGroup,
+        padding: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.padding = _padding(size, padding)
+        self.kernel = SharedKernel(n_in, fields_out, size, group=group, lift=self.lift)
+        self.bias = nn.Parameter(torch.zeros(fields_out)) if bias else None
+
+    def _correlate(self, planes: Tensor) -> Tensor:
+        out = convolve(planes, self.kernel, self.bias, padding=self.padding)
+        return out.unflatten(1, (self.kernel.order, -1))
+
+
+class LiftConv(_FieldConv):
+    """Images with `n_in` channels to `fields_out` regular fields.
 
     `padding` (zeros) keeps the size of the image where None; kernels of even size need it given.
     """
 
-    def __init__(
-        self,
-        channels_in: int,
-        fields_out: int,
-        size: int = 3,
-        *,
-        group: PlaneGroup,
-        padding: int | None = None,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.padding = _padding(size, padding)
-        self.kernel = SharedKernel(channels_in, fields_out, size, group=group, lift=True)
-        self.bias = nn.Parameter(torch.zeros(fields_out)) if bias else None
+    lift = True
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g f y x"]:
         """Correlate with every element's copy of the kernel."""
-        out = convolve(images, self.kernel, self.bias, padding=self.padding)
-        return out.unflatten(1, (self.kernel.order, -1))
+        return self._correlate(images)
 
 
-class GroupConv(nn.Module):
-    """Regular fields to regular fields. `padding` as for `LiftConv`."""
+class GroupConv(_FieldConv):
+    """`n_in` regular fields to `fields_out` regular fields. `padding` as for `LiftConv`."""
 
-    def __init__(
-        self,
-        fields_in: int,
-        fields_out: int,
-        size: int = 3,
-        *,
-        group: PlaneGroup,
-        padding: int | None = None,
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.padding = _padding(size, padding)
-        self.kernel = SharedKernel(fields_in, fields_out, size, group=group, lift=False)
-        self.bias = nn.Parameter(torch.zeros(fields_out)) if bias else None
+    lift = False
 
     def forward(self, features: Float[Tensor, "b g c h w"]) -> Float[Tensor, "b g f y x"]:
         """Correlate over the group and the plane."""
-        out = convolve(features.flatten(1, 2), self.kernel, self.bias, padding=self.padding)
-        return out.unflatten(1, (self.kernel.order, -1))
+        return self._correlate(features.flatten(1, 2))
 
 
 def convolve(
