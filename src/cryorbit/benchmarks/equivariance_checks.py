@@ -247,7 +247,7 @@ def encoder_checks(encoders: Mapping[str, PoseEncoder]) -> Iterator[Check]:
                     for g in range(n)
                 ]
 
-        exact = kind in ("c4", "d4", "d4-regular")
+        exact = kind in ("c4", "d4", "d4-regular", "slice")
         yield Check(f"encoder {name}", names, errors, exact=exact, must_fail=kind == "standard")
 
 

@@ -191,8 +191,7 @@ def direction_frame(index: Int[Tensor, "*batch"], *, order: int) -> Float[Tensor
     # M^T.
     cosine = (start * direction).sum(-1)[..., None, None]
     w = torch.linalg.cross(start, direction)
-    base = view_rotation(start)
-    first = base - base.new_zeros(()) if False else base
+    first = view_rotation(start)
     turned = torch.linalg.cross(w[..., None, :].expand_as(first), first, dim=-1)
     twice = torch.linalg.cross(w[..., None, :].expand_as(first), turned, dim=-1)
     return first + turned + twice / (1 + cosine)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from cryorbit.errors import BadInput
 from cryorbit.fourier.filters import soft_disc_mask
 from cryorbit.fourier.polar import from_circle, to_circle
+from cryorbit.nn.table import Table
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,17 @@ class PolarSettings:
         return self.radii() * (self.step * 2 * math.pi / self.n_angles)
 
 
+def ring_kernel(settings: PolarSettings) -> Float[Tensor, "p t"]:
+    """Matrix from the pixels of an image to real, then imaginary parts on the half rings, mask included, float64."""
+    n = settings.box
+    radius = n / 2 - 4 if settings.mask_px is None else settings.mask_px
+    mask = soft_disc_mask(n, radius_px=max(radius, 1.0), edge_px=min(3.0, n / 8), dtype=torch.float64)
+    axis = torch.arange(n, dtype=torch.float64) - n // 2
+    position = torch.stack(torch.meshgrid(axis, axis, indexing="ij")[::-1], -1).reshape(-1, 2)
+    phase = position @ settings.points().reshape(-1, 2).T * (2 * math.pi / n)
+    return torch.cat((phase.cos(), -phase.sin()), 1) * mask.reshape(-1, 1)
+
+
 class PolarRings(nn.Module):
     """Images to circles, c = Re X + Im X on rings: exact values of the transform of the masked image.
 
@@ -70,23 +83,14 @@ class PolarRings(nn.Module):
         about pixel box // 2 lose nothing at the edge of an even box.
     """
 
-    kernel: Tensor
-
     def __init__(self, settings: PolarSettings, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.settings = settings
-        n = settings.box
-        radius = n / 2 - 4 if settings.mask_px is None else settings.mask_px
-        mask = soft_disc_mask(n, radius_px=max(radius, 1.0), edge_px=min(3.0, n / 8), dtype=torch.float64)
-        axis = torch.arange(n, dtype=torch.float64) - n // 2
-        position = torch.stack(torch.meshgrid(axis, axis, indexing="ij")[::-1], -1).reshape(-1, 2)
-        phase = position @ settings.points().reshape(-1, 2).T * (2 * math.pi / n)
-        kernel = torch.cat((phase.cos(), -phase.sin()), 1) * mask.reshape(-1, 1)
-        self.register_buffer("kernel", kernel.to(dtype), persistent=False)
+        self.kernel = Table(partial(ring_kernel, settings), dtype=dtype)
 
     def forward(self, images: Float[Tensor, "b h h"]) -> Float[Tensor, "b r t"]:
         """Circles of the images."""
-        flat = images.reshape(images.shape[0], -1) @ self.kernel
+        flat = images.reshape(images.shape[0], -1) @ self.kernel()
         half = flat.view(-1, 2, len(self.settings.radii()), self.settings.n_angles // 2)
         return to_circle(torch.complex(half[:, 0], half[:, 1]))
 
