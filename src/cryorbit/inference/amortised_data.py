@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import random_rotations
+from cryorbit.inference.observations import Observations
 from cryorbit.inference.ring_em import NOISE_FLOOR, SmallImages
 from cryorbit.models.pose_encoder import PosePrediction
 from cryorbit.physics.lattice import read_plane
@@ -103,7 +104,6 @@ class TrainingImages:
         deviation = observed.noise_at(points.norm(dim=1), floor=NOISE_FLOOR).sqrt()
         return ImageBatch(values / deviation, observed.ctf(rows, points) / deviation, points, n)
 
-    @torch.no_grad()
     def dream(
         self,
         half: Complex[Tensor, "p p h"],
@@ -112,14 +112,40 @@ class TrainingImages:
         shift_sd_px: float,
         generator: torch.Generator,
     ) -> Dream:
-        """Fresh projections of a map at random poses, with CTFs of the stack and fresh noise, as the encoder sees images.
+        """See `Dreamer.draw`; CTFs are those of these images."""
+        dreamer = Dreamer(self.small.observed, self.small.rows, self.box, self.prefilter)
+        return dreamer.draw(half, count, shift_sd_px=shift_sd_px, generator=generator)
 
-        `half` is the map's transform on twice as many lattice points as the box has pixels; shifts in pixels of the box.
+
+@dataclass(frozen=True, eq=False)
+class Dreamer:
+    """Makes images of a map as a stack would show them: its CTFs and noise, as the encoder sees images."""
+
+    observed: Observations
+    rows: Int[Tensor, "n"]
+    """Particles whose CTFs are drawn from."""
+    box: int
+    """Edge of the cropped images in pixels, even."""
+    prefilter: Prefilter = "none"
+
+    @torch.no_grad()
+    def draw(
+        self,
+        half: Complex[Tensor, "p p h"],
+        count: int,
+        *,
+        shift_sd_px: float,
+        generator: torch.Generator,
+        noise: float = 1.0,
+    ) -> Dream:
+        """Fresh projections of a map at random poses, with CTFs of the stack and fresh noise, `noise` times the stack's.
+
+        `half` is the map's transform on a lattice twice as fine as a Fourier pixel; shifts in pixels of the cropped box.
         """
-        observed, n = self.small.observed, self.box
+        observed, n = self.observed, self.box
         rotation = random_rotations(count, generator=generator, dtype=torch.float32)
         shift = torch.randn(count, 2, generator=generator) * shift_sd_px
-        rows = self.small.rows[torch.randint(len(self.small.rows), (count,), generator=generator)]
+        rows = self.rows[torch.randint(len(self.rows), (count,), generator=generator)]
         points = _half_plane(n)
         radius = points.norm(dim=-1)
         inside = radius < n / 2 - 1
@@ -130,12 +156,20 @@ class TrainingImages:
         phase = shift @ at.T * (-2 * math.pi / n)
         transform = torch.zeros(count, n, n // 2 + 1, dtype=values.dtype)
         transform[:, inside] = values * torch.polar(torch.ones_like(phase), phase)
-        deviation = observed.noise_at(radius, floor=0.0).sqrt() / n
-        noise = torch.fft.rfft2(torch.randn(count, n, n, generator=generator)) * deviation
+        deviation = observed.noise_at(radius, floor=0.0).sqrt() * (noise / n)
+        grain = torch.fft.rfft2(torch.randn(count, n, n, generator=generator)) * deviation
         gain = _gain(ctf, self.prefilter)
         centred = torch.fft.irfft2(transform * gain, s=(n, n))
-        images = torch.fft.fftshift(centred, dim=(-2, -1)) + torch.fft.irfft2(noise * gain, s=(n, n))
+        images = torch.fft.fftshift(centred, dim=(-2, -1)) + torch.fft.irfft2(grain * gain, s=(n, n))
         return Dream(images, rotation, shift)
+
+    def noise_power(self, radius: Float[Tensor, "r"]) -> Float[Tensor, "r"]:
+        """Mean power of the noise in the encoder's images at radii in Fourier pixels, after the prefilter."""
+        angle = torch.arange(12) * (math.pi / 12)
+        points = radius[:, None, None] * torch.stack((angle.cos(), angle.sin()), -1)
+        rows = self.rows[torch.linspace(0, len(self.rows) - 1, min(len(self.rows), 300)).long()]
+        gain = _gain(self.observed.ctf(rows, points), self.prefilter)
+        return self.observed.noise_at(radius, floor=0.0) * gain.square().mean((0, 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,9 @@ class Located:
     entropy: Float[Tensor, "n"]
     """Of the posterior on the grid, in nats relative to the uniform distribution (0: nothing is known)."""
     explained: Float[Tensor, "n"]
-    """See `RefinedPoses`."""
+    """See `RefinedPoses`; so for the next two."""
+    deviation: Float[Tensor, "n"]
+    angle_sd_deg: Float[Tensor, "n"]
 
 
 def disk_data(
@@ -153,7 +155,10 @@ def locate(
         likelihood[every, best],
         1 - other,
         modes.entropy,
-        torch.stack([t.explained for t in tried], 1)[every, best],
+        *(
+            torch.stack([getattr(t, name) for t in tried], 1)[every, best]
+            for name in ("explained", "deviation", "angle_sd_deg")
+        ),
     )
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryorbit.geometry.rotations import rotvec_to_matrix
+from cryorbit.inference.effort import count_evaluations
 from cryorbit.physics.interpolation import gather_with_gradient
 
 
@@ -139,6 +140,7 @@ def _evaluate(
     data: DiskData, half: Tensor, rotation: Tensor, shift_px: Tensor, shift_sd_px: float, lattice: float
 ) -> _Normal:
     b = rotation.shape[0]
+    count_evaluations(b, frequencies=len(data.points))
     kx, ky = data.points.unbind(1)
     at = (kx[:, None] * rotation[:, None, 0] + ky[:, None] * rotation[:, None, 1]) * lattice
     value, gradient = gather_with_gradient(half, at)

@@ -23,6 +23,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryorbit.fourier.polar import RingGrid, circle_to_harmonics, from_circle, harmonics_to_circle, to_circle
+from cryorbit.inference.effort import count_evaluations
 
 FLOOR = -60.0
 """Least logarithm of a weight: far below, exponentials are subnormal numbers, which are slow, and they add nothing."""
@@ -197,6 +198,7 @@ def score(
 ) -> Float[Tensor, "psi b s v"]:
     """Log-likelihood plus log prior of every pose, up to a constant per image."""
     b, s, v = len(data), plan.n_shifts, templates.n_views
+    count_evaluations(b * plan.n_psi * s * v, frequencies=data.filtered.shape[1] * data.filtered.shape[2])
     product = torch.bmm(rows, templates.matrix)  # m, 2 b s, v
     norm = norm_harmonics(data, templates)
     blocks = product.view(-1, 2, b, s, v)
