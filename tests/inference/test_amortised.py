@@ -9,7 +9,7 @@ import torch
 from cryorbit.analysis.pose_error import pose_errors
 from cryorbit.data import MemoryImages, ParticleStack, Volume
 from cryorbit.errors import BadInput
-from cryorbit.inference import hybrid, locate, ring_em
+from cryorbit.inference import known_map, locate, ring_em
 from cryorbit.inference.abinitio import AbinitioSettings
 from cryorbit.inference.amortised import (
     AmortisedSettings,
@@ -95,7 +95,7 @@ def test_without_a_teacher_nothing_is_searched(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("searched")
 
-    for module, name in ((ring_em, "search_tiles"), (locate, "grid_modes"), (hybrid, "locate")):
+    for module, name in ((ring_em, "search_tiles"), (locate, "grid_modes"), (known_map, "locate")):
         monkeypatch.setattr(module, name, refuse)
     stack = _simulated()[0]
     short = AbinitioSettings(threads=1, rounds=3, contrast="light")

@@ -21,7 +21,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryorbit.data import Volume
-from cryorbit.geometry.so3_grid import healpix_directions
 from cryorbit.inference.amortised_data import TrainingImages
 from cryorbit.inference.amortised_losses import distillation_loss
 from cryorbit.inference.amortised_map import map_of_poses, pack, unpack
@@ -29,15 +28,15 @@ from cryorbit.inference.amortised_settings import AmortisedSettings, new_encoder
 from cryorbit.inference.amortised_training import FoundPoses, encoder_poses
 from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
 from cryorbit.inference.engine import Workers, generator_from
-from cryorbit.inference.locate import Located, locate
-from cryorbit.inference.proposals import refine_proposals
-from cryorbit.inference.ring_em import level_for, make_view
+from cryorbit.inference.known_map import KnownMap
+from cryorbit.inference.locate import Located
 from cryorbit.inference.rounds import PoseTable
 
 BLOCK = 200
 """Images per step of the second stage."""
-PROPOSALS = 8
-"""Hypotheses of the encoder that are refined."""
+FIRST_MAP = 1000
+"""Images that have a pose when the first map is made of them, to take the place of the likeliest start's; then each time
+that their number has doubled."""
 TRUST_ABOVE = 0.5
 """Share of the teacher's poses that the encoder's hypotheses must lead to before they stand for a search."""
 SAME_DEG = 10.0
@@ -59,6 +58,7 @@ _PLAIN = (
     "processor_seconds",
     "agreement",
     "earlier_visits",
+    "next_map",
 )
 """Numbers that a checkpoint keeps as they are."""
 
@@ -90,6 +90,8 @@ class Hybrid:
         self.seconds = self.processor_seconds = self.agreement = 0.0
         self.stage = "random starts"
         self.earlier_visits = 0
+        self.map_of_posed: Tensor | None = None
+        self.next_map = FIRST_MAP
         self.coarse = self._coarse()
         self.coarse.begin()
 
@@ -200,59 +202,23 @@ class Hybrid:
         alike = float(found.explained.quantile(0.05) / found.explained.median()) > 1 - allowed
         return alike and float(found.confidence.mean()) > SURE
 
+    def known_map(self) -> KnownMap:
+        """The map that poses are found with: of the images that have theirs, else of the likeliest start."""
+        best, radius = self.coarse.best, self.coarse.plan.last_radius
+        own = self.map_of_posed
+        half = self.coarse.lattice.to_half(best.map if own is None else own)
+        finest = radius if own is None else self.images.box // 2 - 2
+        return KnownMap(self.images, half, best.shift_sd_px, grid_radius=radius, radius=finest)
+
     def search(self, rows: Int[Tensor, "n"]) -> Located:
-        """Exact posterior of some images over the whole grid against the best map, its best modes refined."""
-        best, plan, observed = self.coarse.best, self.coarse.plan, self.images.small.observed
-        half = self.coarse.lattice.to_half(best.map)
-        level = level_for(
-            max(plan.first_radius, round(0.75 * plan.last_radius)),
-            observed.particle_radius_px,
-            box=observed.box,
-        )
-        sd = best.shift_sd_px
-        view = make_view(
-            half,
-            level,
-            healpix_directions(level.order),
-            n=plan.box,
-            box=observed.box,
-            reach_px=min(max(3.3 * sd, level.shift_step_px), 0.35 * observed.box),
-            shift_sd_px=sd,
-            ctf=observed.stack.ctf,
-            pixel_size_A=observed.pixel_size_A,
-        )
+        """Exact posterior of some images over the whole grid against the map, its best modes refined."""
         self.earlier_visits += len(rows)
-        parts = [
-            locate(
-                observed,
-                self.images.small.rows[part],
-                view,
-                half,
-                self.group,
-                radius=plan.last_radius,
-                iterations=3,
-                shift_sd_px=sd,
-                crop=plan.box,
-            )
-            for part in rows.split(16)
-        ]
-        return Located(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in Located.__dataclass_fields__)
-        )
+        return self.known_map().search(rows)
 
     def propose(self, rows: Int[Tensor, "n"]) -> Located:
-        """The best of the encoder's hypotheses for some images, refined against the best map."""
-        best = self.coarse.best
+        """The best of the encoder's hypotheses for some images, refined against the map."""
         self.counts.proposed += len(rows)
-        return refine_proposals(
-            self.encoder,
-            self.images,
-            rows,
-            self.coarse.lattice.to_half(best.map),
-            radius=self.coarse.plan.last_radius,
-            shift_sd_px=best.shift_sd_px,
-            most=PROPOSALS,
-        )
+        return self.known_map().propose(self.encoder, rows)
 
     def _pose_step(self) -> float:
         rows = torch.arange(self.posed, min(self.posed + BLOCK, len(self.images)))
@@ -273,14 +239,29 @@ class Hybrid:
         if len(rest):
             self.table.put(rest, self.search(rest))
         self.posed += len(rows)
+        if self.posed >= self.next_map:
+            self._renew_map()
         return self.learn(order, self.table.rotation[order], self.table.shift_px[order])
+
+    def _renew_map(self) -> None:
+        """Make the map of all images that have their pose; the first time, search again those that it may place anew.
+
+        The likeliest start's map is made of few images, with poses from early maps among them; the one that follows it is
+        as good as those after it.
+        """
+        first = self.map_of_posed is None
+        self.map_of_posed, self.next_map = self.volume().values, 2 * self.posed
+        if first:
+            doubtful = self.table.of(torch.arange(self.posed)).doubtful()
+            self.table.put(doubtful, self.search(doubtful))
 
     def learn(
         self, index: Int[Tensor, "n"], rotation: Float[Tensor, "n 3 3"], shift_px: Float[Tensor, "n 2"]
     ) -> float:
         """Steps of the encoder on images with known poses, each followed by one on as many fresh projections."""
         images, s = self.images, self.settings
-        half, sd = self.coarse.lattice.to_half(self.coarse.best.map), self.coarse.best.shift_sd_px
+        known = self.known_map()
+        half, sd = known.half, known.shift_sd_px
         losses = []
         self.encoder.train()
         for part in torch.randperm(len(index), generator=self.generator).split(s.batch):
@@ -338,6 +319,7 @@ class Hybrid:
             **pack("encoder", self.encoder, self.optimiser),
             **self.table.state(),
             **self.coarse.state(),
+            **({} if self.map_of_posed is None else {"map_of_posed": self.map_of_posed}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -349,6 +331,7 @@ class Hybrid:
         self.generator.set_state(state["generator"])
         unpack("encoder", state, self.encoder, self.optimiser)
         self.table = PoseTable.restore({k: v for k, v in state.items() if k.startswith("pose_")})
+        self.map_of_posed = state.get("map_of_posed")
         self.coarse = self._coarse()
         self.coarse.restore(state)
 

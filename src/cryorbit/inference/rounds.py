@@ -54,6 +54,10 @@ class PoseTable:
             keep[worst[: int(0.4 * n)]] = True
         return torch.nonzero(keep)[:, 0]
 
+    def of(self, rows: Int[Tensor, "m"]) -> PoseTable:
+        """The table of some rows."""
+        return PoseTable(**{name: column[rows] for name, column in vars(self).items()})
+
     def put(self, rows: Int[Tensor, "m"], found: Located) -> None:
         """Take over what the search found for some rows."""
         self.rotation[rows], self.shift_px[rows] = found.rotation, found.shift_px

@@ -1,0 +1,88 @@
+"""Poses of cropped images against one map: by exhaustive search, or from the hypotheses of an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Int
+from torch import Tensor
+
+from cryorbit.geometry.so3_grid import healpix_directions
+from cryorbit.inference.amortised_data import TrainingImages
+from cryorbit.inference.locate import Located, locate
+from cryorbit.inference.proposals import refine_proposals
+from cryorbit.inference.ring_em import View, level_for, make_view
+from cryorbit.models.pose_encoder import PoseEncoder
+
+PROPOSALS = 8
+"""Hypotheses of the encoder that are refined."""
+
+
+@dataclass(frozen=True, eq=False)
+class KnownMap:
+    """A map and the images whose poses it tells."""
+
+    images: TrainingImages
+    half: Complex[Tensor, "p p h"]
+    """Transform of the map on twice as many lattice points as the cropped images have pixels, see `Lattice.to_half`."""
+    shift_sd_px: float
+    """Spread of the shifts, pixels of the stack."""
+    grid_radius: int
+    """Rings that the grid of poses is searched with, Fourier pixels. (A grid of three quarters of the final radius put
+    2 % of the images of a 140 A particle, seen to 40 A, into a false mode.)"""
+    radius: int
+    """Frequencies that poses are refined with."""
+
+    def view(self) -> View:
+        """Grid of poses, its templates and shifts."""
+        observed = self.images.small.observed
+        level = level_for(self.grid_radius, observed.particle_radius_px, box=observed.box)
+        return make_view(
+            self.half,
+            level,
+            healpix_directions(level.order),
+            n=self.images.box,
+            box=observed.box,
+            reach_px=min(max(3.3 * self.shift_sd_px, level.shift_step_px), 0.35 * observed.box),
+            shift_sd_px=self.shift_sd_px,
+            ctf=observed.stack.ctf,
+            pixel_size_A=observed.pixel_size_A,
+        )
+
+    def search(self, rows: Int[Tensor, "n"]) -> Located:
+        """Exact posterior of some images over the whole grid, its best modes refined."""
+        view = self.view()
+        return joined(
+            locate(
+                self.images.small.observed,
+                self.images.small.rows[part],
+                view,
+                self.half,
+                torch.eye(3)[None],
+                radius=self.radius,
+                iterations=3,
+                shift_sd_px=self.shift_sd_px,
+                crop=self.images.box,
+            )
+            for part in rows.split(16)
+        )
+
+    def propose(self, encoder: PoseEncoder, rows: Int[Tensor, "n"], *, most: int = PROPOSALS) -> Located:
+        """The best of the encoder's `most` likeliest hypotheses for some images, refined."""
+        return refine_proposals(
+            encoder,
+            self.images,
+            rows,
+            self.half,
+            radius=self.radius,
+            shift_sd_px=self.shift_sd_px,
+            most=most,
+        )
+
+
+def joined(parts: Iterable[Located]) -> Located:
+    """Poses of several sets of images, one set after the other."""
+    found = list(parts)
+    return Located(*(torch.cat([getattr(p, name) for p in found]) for name in Located.__dataclass_fields__))
