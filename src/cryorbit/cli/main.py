@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "simulate a synthetic complex, find its map from nothing, judge it against the truth"),
     "check": ("check", "look a particle file over before any long run"),
     "abinitio": ("abinitio", "from particle images to poses, half maps, FSC and a report, with no start map"),
+    "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
     "evaluate": ("evaluate", "poses and map of a run against the truth of a simulation"),
@@ -26,6 +27,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "bench": ("bench", "score ab initio runs on simulated stacks, beside chance, oracle and peers"),
 }
 """Verb -> (module in this folder, one line for the help)."""
+
+SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
+    "poses": {
+        "train": ("poses_train", "a network for a known map and images like the given ones"),
+        "predict": ("poses_predict", "poses of new particles with a trained network"),
+    }
+}
+"""Verbs of two words: the second one -> (module in this folder, one line for the help)."""
 
 EXIT_BAD_INPUT = 2
 
@@ -44,10 +53,38 @@ def usage() -> str:
     )
 
 
-def _verb_module(verb: str) -> ModuleType | None:
-    if verb not in VERBS:
-        return None
-    return importlib.import_module(f"cryorbit.cli.{VERBS[verb][0]}")
+def usage_of(verb: str) -> str:
+    """The help of a verb of two words.
+
+    >>> "poses train" in usage_of("poses")
+    True
+    """
+    rows = "\n".join(f"  {verb} {second:10s} {line}" for second, (_, line) in SUBVERBS[verb].items())
+    choice = "|".join(SUBVERBS[verb])
+    return f"usage: cryorbit {verb} {choice} ...        cryorbit {verb} {choice} --help\n\n{rows}"
+
+
+def _found(arguments: list[str]) -> tuple[str, ModuleType, list[str]] | None:
+    """The verb in one or two words, its module, and the arguments that are its own; None if help was all that was asked.
+
+    Raises
+    ------
+    CryorbitError
+        If there is no such verb.
+    """
+    verb, rest = arguments[0], arguments[1:]
+    if verb in SUBVERBS:
+        if not rest or rest[0] in ("-h", "--help", "help"):
+            return None
+        second, rest = rest[0], rest[1:]
+        if second not in SUBVERBS[verb]:
+            raise CryorbitError(f"no verb '{verb} {second}'. Choose one of: {', '.join(SUBVERBS[verb])}.")
+        name, verb = SUBVERBS[verb][second][0], f"{verb} {second}"
+    elif verb in VERBS:
+        name = VERBS[verb][0]
+    else:
+        raise CryorbitError(f"no verb '{verb}'. Choose one of: {', '.join(VERBS)}.")
+    return verb, importlib.import_module(f"cryorbit.cli.{name}"), rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,11 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"cryorbit {__version__}")
         return 0
-    verb, rest = arguments[0], arguments[1:]
     try:
-        module = _verb_module(verb)
-        if module is None:
-            raise CryorbitError(f"no verb '{verb}'. Choose one of: {', '.join(VERBS)}.")
+        found = _found(arguments)
+        if found is None:
+            print(usage_of(arguments[0]))
+            return 0
+        verb, module, rest = found
         return _run_verb(module, verb, rest)
     except CryorbitError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryorbit.geometry.groups import act_on_images, act_on_rotation, act_on_shift, inverse_table
-from cryorbit.inference.amortised_data import with_hypotheses
+from cryorbit.inference.amortised_data import Dream, with_hypotheses
 from cryorbit.models.pose_encoder import PoseEncoder, PosePrediction
+from cryorbit.models.so3_losses import exact_nll
 
 LossName = Literal["l2", "sym", "mirror", "softmin"]
 
@@ -136,3 +137,17 @@ def distillation_loss(
     moved = (prediction.shift_px - shift_px[:, None]).square().sum(-1) / 2
     each = -torch.logsumexp(prediction.logits.log_softmax(1) - apart - moved, 1)
     return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+def pose_loss(encoder: PoseEncoder, dream: Dream, *, spread: float) -> Float[Tensor, ""]:
+    """Negative log-likelihood of the true poses, nats, mean over images.
+
+    Hypotheses are a mixture of bumps (`distillation_loss`). A grid is read at the exact rotation (`exact_nll`), and its
+    one shift per image costs half its squared error in pixels.
+    """
+    out = encoder(dream.images)
+    order: int | None = getattr(encoder.settings, "order", None)
+    if order is None:
+        return distillation_loss(out, dream.rotation, dream.shift_px, spread=spread)
+    nll = exact_nll(out.logits, dream.rotation, grid=out.rotation[0], order=order)
+    return (nll + 0.5 * (out.shift_px[:, 0] - dream.shift_px).square().sum(1)).mean()

@@ -1,0 +1,112 @@
+"""`cryorbit poses predict PARTICLES --model MODEL -o DIR`: poses of new particles of a known specimen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cryorbit.cli.config import Flat, to_yaml
+from cryorbit.cli.options import ConfigOptions, OutFolder
+from cryorbit.cli.poses_train import with_ctf_or_waived
+from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read, refuse_bad_images
+from cryorbit.errors import CryorbitError
+from cryorbit.inference.predict_poses import PredictSettings
+
+if TYPE_CHECKING:
+    from cryorbit.cli.run_folder import RunFolder
+    from cryorbit.data import ParticleStack
+    from cryorbit.inference.predict_poses import PredictedPoses
+
+PARTICLES, POSTERIOR, POSTERIOR_ABOUT = "particles.star", "posterior.safetensors", "posterior.json"
+OUTPUTS = (PARTICLES, POSTERIOR, POSTERIOR_ABOUT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Poses by a trained network, refined against its map: DIR/particles.star posterior.safetensors posterior.json."""
+
+    particles: tyro.conf.Positional[ParticlesFile]
+    """A .star, .cs, .mrcs or .txt file or a job folder; any box and pixel size that cover the model's field of view."""
+    model: Annotated[Path, tyro.conf.arg(metavar="MODEL")]
+    """Folder that `cryorbit poses train` made."""
+    out: OutFolder
+    """Folder for the results."""
+    ctf: bool = True
+    """Use the CTF; --no-ctf for images that have none or are corrected for it."""
+    reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    prediction: Annotated[PredictSettings, Flat] = field(default_factory=PredictSettings)
+    configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
+
+
+def run(settings: Settings) -> int:
+    """Predict and write."""
+    from cryorbit.cli.options import set_threads
+    from cryorbit.cli.pose_model_files import read_model
+    from cryorbit.cli.run_folder import open_run
+    from cryorbit.inference.predict_poses import predict_poses
+
+    settings = replace(
+        settings,
+        particles=absolute(settings.particles) or settings.particles,
+        model=absolute(settings.model) or settings.model,
+        reading=settings.reading.absolute(),
+    )
+    model = read_model(settings.model)
+    set_threads(settings.prediction.threads or None)
+    stack = with_ctf_or_waived(read(settings.particles, settings.reading), ctf=settings.ctf)
+    refuse_bad_images(stack)
+    folder = open_run(settings.out, verb="poses predict", settings_yaml=to_yaml(settings), outputs=OUTPUTS)
+    try:
+        records = predict_poses(stack, model, settings.prediction)
+        last = folder.follow(records, checkpoint_every_s=None)
+        write_result(folder, stack, last.result)
+    except CryorbitError:
+        folder.abandon(OUTPUTS)
+        raise
+    return 0
+
+
+def write_result(folder: RunFolder, stack: ParticleStack, found: PredictedPoses) -> None:
+    """Poses, posterior and the run's facts."""
+    from cryorbit.cli.run_folder import write_json
+    from cryorbit.io.checkpoint import save_state
+    from cryorbit.io.particles import write_particles
+
+    posterior = found.posterior
+    columns = {
+        "rlnMaxValueProbDistribution": found.confidence.double().numpy(),
+        "cryorbitEntropyNats": posterior.entropy.double().numpy(),
+    }
+    if found.refined is not None:
+        columns |= {
+            "rlnLogLikeliContribution": found.refined.log_likelihood.double().numpy(),
+            "cryorbitAngleSdDeg": found.refined.angle_sd_deg.double().numpy(),
+            "cryorbitSearched": found.searched.long().numpy(),
+        }
+    write_particles(folder.path / PARTICLES, replace(stack, pose=found.pose), extra_columns=columns)
+    about = {
+        "rotation": "RELION's matrix A of each hypothesis, most probable first: x_lab = A x_particle + shift",
+        "log_probability": "of the network, over all its hypotheses, nats",
+        "shift_A": "x, y in angstrom",
+        "entropy": "of all hypotheses, nats, 0 when nothing is known",
+        "searched": "1 where all poses were searched",
+        "particles": [str(i) for i in stack.ids],
+    }
+    tensors = {
+        name: getattr(posterior, name) for name in ("rotation", "log_probability", "shift_A", "entropy")
+    }
+    save_state(folder.path / POSTERIOR, tensors | {"searched": found.searched.long()}, {"count": len(stack)})
+    write_json(folder.path / POSTERIOR_ABOUT, about)
+    n = len(stack)
+    folder.record(
+        particles=n,
+        searched=int(found.searched.sum()),
+        confidence_mean=float(found.confidence.double().mean()),
+        entropy_mean=float(posterior.entropy.double().mean()),
+        evaluations_per_image=(found.proposing.poses + found.searching.poses) / n,
+        coefficients_per_image=(found.proposing.coefficients + found.searching.coefficients) / n,
+    )
+    folder.finish()
