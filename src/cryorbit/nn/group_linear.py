@@ -73,24 +73,26 @@ class EquivariantLinear(nn.Module):
                 f"No linear map from {kind_in!r} to {kind_out!r} features commutes with {group} but zero."
             )
         invariant = intertwiners("trivial", kind_out, group)[:, :, 0]
-        self._components = basis.shape[1], basis.shape[2]
-        self.register_buffer("_basis", basis.float().flatten(1).T.contiguous(), persistent=False)
+        self._components = basis.shape[2]
+        mixing = basis.float().permute(1, 2, 0).flatten(1)
+        self.register_buffer("_mixing", mixing.contiguous(), persistent=False)
         self.register_buffer("_invariant", invariant.float(), persistent=False)
         bound = 1 / math.sqrt(m_in * float(basis.abs().sum((0, 2)).max()))
         self.weight = nn.Parameter(torch.empty(len(basis), m_out, m_in).uniform_(-bound, bound))
         own_bias = bias and len(invariant) > 0
         self.bias = nn.Parameter(torch.zeros(len(invariant), m_out)) if own_bias else None
 
-    _basis: Tensor
+    _mixing: Tensor
     _invariant: Tensor
 
     def forward(self, features: Float[Tensor, "b i m"]) -> Float[Tensor, "b o n"]:
-        """One matrix product."""
-        o, i = self._components
+        """All components by all weights, then summed along the basis: no copy of the whole matrix is made."""
+        i = self._components
         n, m_out, m_in = self.weight.shape
         if features.shape[1:] != (i, m_in):
             raise BadInput(f"This layer takes features (b, {i}, {m_in}), got {tuple(features.shape)}.")
-        blocks = (self._basis @ self.weight.view(n, -1)).view(o, i, m_out, m_in)
-        weight = blocks.transpose(1, 2).reshape(o * m_out, i * m_in)
-        bias = None if self.bias is None else (self._invariant.T @ self.bias).flatten()
-        return F.linear(features.flatten(1), weight, bias).unflatten(1, (o, m_out))
+        each = F.linear(features, self.weight.view(n * m_out, m_in)).view(-1, i * n, m_out)
+        mixing = self._mixing.expand(len(each), -1, -1)
+        if self.bias is None:
+            return torch.bmm(mixing, each)
+        return torch.baddbmm(self._invariant.T @ self.bias, mixing, each)
