@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,23 +33,28 @@ from cryorbit.physics.simulate import SimulationSettings, simulate
 Row = dict[str, Any]
 Out = TypeVar("Out")
 
-FULL_BOX, PIXEL_A, SHIFT_SD_A = 128, 3.77, 20.0
-"""What is simulated; smaller boxes are made of it by Fourier cropping, so that SNRs mean the same."""
+SHIFT_SD_A, B_FACTOR_A2 = 20.0, 100.0
+"""Of the simulated particles."""
+
+TOP, WITH_SEARCH, FULL = "top 8 refined", "top 8 refined, doubtful searched", "full search"
+"""Names of rows that bars compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictCase:
-    """One stack."""
+    """One pair of stacks: simulated at `full_box`, Fourier-cropped to `box`, so that SNRs of all boxes mean the same."""
 
     box: int = 128
     snr: float = 1.0
-    """In the 128 px definition."""
+    """At `full_box`."""
+    full_box: int = 128
+    pixel_size_A: float = 3.77
+    """At `full_box`."""
     train: int = 1000
-    """Particles that the training learns CTFs and noise from."""
+    """Particles that the training learns CTFs, noise and scale from."""
     test: int = 400
     """Fresh particles."""
-    images: int = 40_000
-    """Projections to train on."""
+    training: SupervisedSettings = field(default_factory=lambda: SupervisedSettings(contrast="light"))
 
     @property
     def name(self) -> str:
@@ -72,36 +77,36 @@ def draw(volume: Volume, case: PredictCase, count: int, seed: int) -> Drawn:
     """A simulated stack of `case.box` pixels."""
     settings = SimulationSettings(
         n_particles=count,
-        box=FULL_BOX,
-        pixel_size_A=PIXEL_A,
+        box=case.full_box,
+        pixel_size_A=case.pixel_size_A,
         snr=case.snr,
         shift_sd_A=SHIFT_SD_A,
         seed=seed,
     )
     made = simulate(volume, settings)
-    ratio = FULL_BOX / case.box
+    ratio = case.full_box / case.box
     images = FramedImages(made.stack.images, case.box, ratio) if ratio != 1 else made.stack.images
     kept = MemoryImages(torch.cat([images[part] for part in torch.arange(count).split(100)]))
-    return Drawn(replace(made.stack, images=kept, pixel_size_A=PIXEL_A * ratio), made.truth)
+    return Drawn(replace(made.stack, images=kept, pixel_size_A=case.pixel_size_A * ratio), made.truth)
 
 
 def p1_prediction(path: Path, seed: int, cases: tuple[PredictCase, ...] = CASES) -> Iterator[Row]:
     """Network alone, its best 8 refined, with a search of doubtful images, the full search, chance and oracle."""
-    volume = atoms_to_density(read_atoms(path), box=FULL_BOX, pixel_size_A=PIXEL_A, b_factor_A2=100.0)
-    volume = replace(volume, values=volume.values.float())
+    atoms = read_atoms(path)
     for case in cases:
+        density = atoms_to_density(
+            atoms, box=case.full_box, pixel_size_A=case.pixel_size_A, b_factor_A2=B_FACTOR_A2
+        )
+        volume = replace(density, values=density.values.float())
         model, seconds = trained(volume, case, seed)
-        test = draw(volume, case, case.test, 5000 + seed)
-        rows = compare(model, test, seed=seed)
-        for row in rows:
+        for row in compare(model, draw(volume, case, case.test, 5000 + seed), seed=seed):
             yield row | {"method": f"{case.name}: {row['method']}", "training_seconds": seconds}
 
 
 def trained(volume: Volume, case: PredictCase, seed: int) -> tuple[PoseModel, float]:
     """A model of the map, and the seconds of its training steps."""
     stack = draw(volume, case, case.train, 1000 + seed).stack
-    settings = SupervisedSettings(max_images=case.images, seed=seed, contrast="light")
-    *_, last = train_pose_model(stack, volume, settings)
+    *_, last = train_pose_model(stack, volume, replace(case.training, seed=seed))
     return last.result, last.result.facts.training["seconds"]
 
 
@@ -112,8 +117,8 @@ def compare(model: PoseModel, test: Drawn, *, seed: int = 0) -> Iterator[Row]:
     yield {"method": "chance", **scores(chance, truth), **effort_per_image(Effort(), n)}
     for method, settings in {
         "network alone": PredictSettings(refine=False, contrast="light"),
-        "top 8 refined": PredictSettings(search_doubtful=False, contrast="light"),
-        "top 8 refined, doubtful searched": PredictSettings(contrast="light"),
+        TOP: PredictSettings(search_doubtful=False, contrast="light"),
+        WITH_SEARCH: PredictSettings(contrast="light"),
     }.items():
         found, seconds = timed(lambda s=settings: last_result(test.stack, model, s))
         effort = total([found.proposing, found.searching])
@@ -131,7 +136,7 @@ def compare(model: PoseModel, test: Drawn, *, seed: int = 0) -> Iterator[Row]:
         done, seconds = timed(lambda: team.map(predictor.search, parts))
         full = joined([d.found for d in done])
         yield {
-            "method": "full search",
+            "method": FULL,
             **scores(full.rotation, truth),
             **effort_per_image(total([d.effort for d in done]), n),
             "seconds": seconds,

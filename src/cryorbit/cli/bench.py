@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -53,8 +53,16 @@ class Settings:
     """Draw CTF parameters from this file instead of from --defocus-um."""
     task: Annotated[BenchmarkSettings, Flat] = field(default_factory=BenchmarkSettings)
     amortised: Annotated[AmortisedBenchmark, Flat] = field(default_factory=AmortisedBenchmark)
-    pose_tasks: Annotated[tuple[PoseTask, ...], tyro.conf.arg(metavar="S1 ...")] = get_args(PoseTask)
-    """Tasks of `bench poses`, which wants one structure, and runs on one thread unless --threads says more."""
+    pose_tasks: Annotated[tuple[PoseTask, ...], tyro.conf.arg(metavar="S1 ...")] = (
+        "S1",
+        "S2",
+        "S3",
+        "S4",
+        "S5",
+        "S6",
+    )
+    """Tasks of `bench poses`, which wants one structure, and runs on one thread unless --threads says more. P1 is
+    `poses train` and `poses predict` against the full search: give it a large particle, as 4v5a."""
     jobs: int = 1
     """Runs at a time; the cores are shared out among them."""
     threads: int | None = None

@@ -9,7 +9,7 @@ from cryorbit.errors import BadInput
 if TYPE_CHECKING:
     from cryorbit.cli.bench import Settings
 
-PoseTask = Literal["S1", "S2", "S3", "S4", "S5", "S6"]
+PoseTask = Literal["S1", "S2", "S3", "S4", "S5", "S6", "P1"]
 
 
 def run_poses(settings: Settings) -> int:
