@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cryorbit.benchmarks.amortised import Prepared, oracle_row, run_method, settings_of, verdict
-from cryorbit.benchmarks.amortised_tasks import METHODS, AmortisedBenchmark, full_scale, methods_of
+from cryorbit.benchmarks.amortised_tasks import METHODS, SCALES, AmortisedBenchmark, methods_of
 from cryorbit.data import MemoryImages, ParticleStack, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference.amortised import AmortisedSettings, training_images
@@ -56,13 +56,21 @@ def test_methods_share_what_they_do_not_differ_in():
     assert [m for m, s in settings.items() if s.frozen_shift_head] == ["standard L_sym, as published"]
 
 
+@pytest.mark.parametrize("name", ["box_px", "width", "max_visits", "max_seconds"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_gives_way_to_what_is_given(scale, name):
+    """An option that was given holds, be it another scale's own value; all others are the scale's."""
+    for other in SCALES.values():
+        value = getattr(other, name)
+        sizes = AmortisedBenchmark(scale=scale, **{name: value}).sizes
+        assert sizes == replace(SCALES[scale], **{name: value})
+
+
 def test_the_full_scale_runs_on_a_small_case():
-    """Uncropped images and full width, for one step."""
-    full = full_scale(AmortisedBenchmark())
-    assert (full.box_px, full.width) == (128, 1.0)
-    prepared = _prepared()
-    row = run_method("D4 L2", prepared, replace(full, max_visits=16), seed=0)
+    """Uncropped images and full width, for one step; images per second are those of the training."""
+    row = run_method("D4 L2", _prepared(), AmortisedBenchmark(scale="full", max_visits=16), seed=0)
     assert row["steps"] == 1
+    assert row["images_per_second"] == pytest.approx(16 / row["seconds_all"], rel=0.1)
 
 
 def test_unknown_methods_are_named():

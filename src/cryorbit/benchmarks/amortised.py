@@ -41,19 +41,23 @@ POSED = 2000
 """A run that has converged goes on to this many times the visits it took, a hybrid until so many images have their pose."""
 
 
-def settings_of(method: str, benchmark: AmortisedBenchmark, *, seed: int) -> AmortisedSettings:
+def settings_of(
+    method: str, benchmark: AmortisedBenchmark, *, seed: int, device: str = "cpu"
+) -> AmortisedSettings:
     """The inference settings of a method.
 
     >>> settings_of("hybrid", AmortisedBenchmark(), seed=0).teacher
     0.2
     """
+    sizes = benchmark.sizes
     return AmortisedSettings(
         **{**COMMON, **METHODS[method]},
-        box_px=benchmark.box_px,
-        width=benchmark.width,
-        max_visits=benchmark.max_visits,
-        max_seconds=benchmark.max_seconds,
+        box_px=sizes.box_px,
+        width=sizes.width,
+        max_visits=sizes.max_visits,
+        max_seconds=sizes.max_seconds,
         seed=seed,
+        device=device,
     )
 
 
@@ -70,7 +74,7 @@ class Prepared:
         """Read what `cryorbit simulate` wrote."""
         stack: ParticleStack = read_particles(data / "particles.star")
         truth = require_pose(read_particles(data / "truth.star", images="absent"))
-        settings = AmortisedSettings(box_px=benchmark.box_px, contrast="light")
+        settings = AmortisedSettings(box_px=benchmark.sizes.box_px, contrast="light")
         return cls(training_images(stack, settings), truth, read_map(data / "truth.mrc"))
 
     def held(self) -> torch.Tensor:
@@ -84,13 +88,14 @@ def run_method(
     benchmark: AmortisedBenchmark,
     *,
     seed: int,
+    device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Train until the method has converged or a cap is reached; the row's numbers.
 
     `seconds`, `steps` and `image_visits` are those of the first evaluation with MSE < 0.1, of the cap where there was none.
     """
-    settings = settings_of(method, benchmark, seed=seed)
+    settings = settings_of(method, benchmark, seed=seed, device=device)
     training = new_training(prepared.images, settings)
     trace: list[dict[str, float]] = []
     first: dict[str, float] | None = None
@@ -125,6 +130,8 @@ def run_method(
         **{k: last[k] for k in ("mse_encoder", "medse_encoder", "hand_a", "hand_b")},
         "seconds_all": round(last["seconds"], 2),
         "image_visits_all": int(last["image_visits"]),
+        "images_per_second": round(last["image_visits"] / max(last["seconds"], 1e-9), 1),
+        "device": device,
         "weights": sum(p.numel() for p in training.encoder.parameters()),
         "trace": trace,
         "published": False,

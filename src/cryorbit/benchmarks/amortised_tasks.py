@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from cryorbit.errors import BadInput
@@ -32,28 +32,54 @@ to; nothing is searched. Without it the encoder follows the gradient of the misf
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large a run of the benchmark is."""
+
+    n_particles: int
+    box_px: int
+    width: float
+    max_visits: int
+    max_seconds: float
+
+
+SCALES: dict[Scale, Sizes] = {
+    "small": Sizes(n_particles=10_000, box_px=32, width=0.25, max_visits=60_000, max_seconds=600.0),
+    "full": Sizes(n_particles=100_000, box_px=128, width=1.0, max_visits=3_000_000, max_seconds=6000.0),
+}
+"""What a run is unless its options say otherwise; "full" is that of the published Table 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AmortisedBenchmark:
     """What every run of the benchmark may use."""
 
-    box_px: int = 32
-    """Images are cropped in Fourier space to this box."""
-    width: float = 0.25
-    """Channels of the encoders relative to the published ones."""
-    max_visits: int = 60_000
-    """Images compared with the map, at most, by a run."""
-    max_seconds: float = 600.0
-    """Seconds of training of a run at most; evaluation is not counted."""
+    box_px: int | None = None
+    """Images are cropped in Fourier space to this box; 32 unless given, at full scale 128."""
+    width: float | None = None
+    """Channels of the encoders relative to the published ones; 0.25 unless given, at full scale 1."""
+    max_visits: int | None = None
+    """Images compared with the map, at most, by a run; 60,000 unless given, at full scale 3,000,000."""
+    max_seconds: float | None = None
+    """Seconds of training of a run at most, evaluation not counted; 600 unless given, at full scale 6000."""
     method: tuple[str, ...] = ()
     """Methods to run, by name or the beginning of it; all of them unless given."""
     scale: Scale = "small"
-    """small: as the options say; full: 100,000 images of 128 px, full width, 6000 s, as published."""
+    """small: 32 px, a quarter of full width, 10 minutes; full: 100,000 images of 128 px, full width, 6000 s, as
+    published. Options that are given hold at both."""
     to_the_end: bool = False
     """Go on to the cap after a run has converged."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where encoders compute; auto takes a GPU if there is one."""
 
+    @property
+    def sizes(self) -> Sizes:
+        """What was given, and the scale's own for the rest.
 
-def full_scale(settings: AmortisedBenchmark) -> AmortisedBenchmark:
-    """The published scale, for an accelerator or a patient CPU: 128 px, full width, 6000 s as in Table 1."""
-    return replace(settings, scale="full", box_px=128, width=1.0, max_visits=3_000_000, max_seconds=6000.0)
+        >>> AmortisedBenchmark(scale="full", width=0.5).sizes
+        Sizes(n_particles=100000, box_px=128, width=0.5, max_visits=3000000, max_seconds=6000.0)
+        """
+        given = {f.name: getattr(self, f.name, None) for f in fields(Sizes)}
+        return replace(SCALES[self.scale], **{k: v for k, v in given.items() if v is not None})
 
 
 def methods_of(settings: AmortisedBenchmark) -> list[str]:

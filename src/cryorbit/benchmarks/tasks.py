@@ -24,8 +24,8 @@ class BenchmarkSettings:
     """Signal-to-noise ratios; inf for noise-free images."""
     seeds: int = 3
     """Runs per cell, seeds 0, 1, ...; each has data of its own."""
-    n_particles: int = 10_000
-    """Images per run."""
+    n_particles: int | None = None
+    """Images per run; 10,000 unless given, with --scale full 100,000."""
     box: int = 128
     """Edge of an image, pixels."""
     pixel_size_A: float = 3.77
@@ -36,6 +36,15 @@ class BenchmarkSettings:
     """B-factor of every atom."""
     defocus_um: tuple[float, float] = (1.0, 3.0)
     """Defocus range, unless --ctf-from is given."""
+
+    @property
+    def images(self) -> int:
+        """Images per run.
+
+        >>> BenchmarkSettings().images
+        10000
+        """
+        return 10_000 if self.n_particles is None else self.n_particles
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def run_cell(
 
 def simulation_options(cell: Cell, settings: BenchmarkSettings, ctf_from: Path | None) -> list[object]:
     """Words for `cryorbit simulate` after the structure and the folder."""
-    options: list[object] = ["--n-particles", settings.n_particles, "--box", settings.box]
+    options: list[object] = ["--n-particles", settings.images, "--box", settings.box]
     options += ["--pixel-size-A", settings.pixel_size_A, "--snr", cell.snr, "--seed", 1000 + cell.seed]
     options += ["--shift-sd-A", settings.shift_sd_A, "--b-factor-A2", settings.b_factor_A2]
     if ctf_from is not None:

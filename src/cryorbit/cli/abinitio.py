@@ -102,7 +102,11 @@ def run_in_folder(
     from cryorbit.inference.network import run_network
 
     if device.type != "cpu":
-        say("Ab initio computes on the CPU in this version; a GPU serves reconstruct and evaluate only.")
+        searching = (
+            "The search computes on the CPU in this version; a GPU serves networks, reconstruct and evaluate."
+        )
+        both = "The network computes on the GPU; its map, likelihoods and the refinement on the CPU."
+        say(searching if settings.method == "search" else both)
     if settings.inference.contrast == "auto":
         warn_of_dark_protein(stack)
     folder = open_run(
@@ -116,7 +120,9 @@ def run_in_folder(
         if settings.method == "search":
             records = run_abinitio(stack, settings.inference, state=folder.state)
         else:
-            network = network_settings(settings.method, settings.network, settings.inference)
+            network = network_settings(
+                settings.method, settings.network, settings.inference, device=device.type
+            )
             records = run_network(stack, settings.inference, network, state=folder.state)
         records = with_snapshots(records, folder.path, resumed=settings.resume)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)

@@ -146,7 +146,7 @@ def threads_of(settings: Settings) -> int:
 def stamp(settings: Settings) -> dict[str, Any]:
     """When, with what and on how much a row was measured."""
     return {
-        "n_particles": settings.task.n_particles,
+        "n_particles": settings.task.images,
         "box": settings.task.box,
         "pixel_size_A": settings.task.pixel_size_A,
         "version": __version__,

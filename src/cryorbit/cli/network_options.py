@@ -37,7 +37,7 @@ class NetworkOptions:
 
 
 def network_settings(
-    method: Method, options: NetworkOptions, inference: AbinitioSettings
+    method: Method, options: NetworkOptions, inference: AbinitioSettings, *, device: str = "cpu"
 ) -> AmortisedSettings:
     """The settings of `inference.amortised`, with the ones that ab initio has too."""
     from cryorbit.inference.amortised_settings import AmortisedSettings
@@ -58,4 +58,5 @@ def network_settings(
         seed=inference.seed,
         particle_diameter_A=inference.particle_diameter_A,
         contrast=inference.contrast,
+        device=device,
     )

@@ -11,7 +11,7 @@ from cryorbit.errors import BadInput
 from cryorbit.inference.amortised_data import Prefilter
 from cryorbit.inference.amortised_losses import LossName
 from cryorbit.inference.observations import Contrast
-from cryorbit.models.pose_encoder import EncoderName, PoseEncoder, make_encoder
+from cryorbit.models.pose_encoder import EncoderName, PoseEncoder, computing_on, make_encoder
 
 DecoderChoice = Literal["volume", "fouriernet"]
 
@@ -82,6 +82,8 @@ class AmortisedSettings:
     """Diameter of the particle; measured from the images when not given."""
     contrast: Contrast = "auto"
     """Protein light on dark ice, or dark on light; auto asks the images."""
+    device: str = "cpu"
+    """Where the encoder computes; the map, likelihoods and searches stay on the CPU."""
     record_every: int = 10
     """Steps per record of progress."""
 
@@ -99,14 +101,14 @@ class AmortisedSettings:
 
 
 def new_encoder(settings: AmortisedSettings, box: int, generator: torch.Generator) -> PoseEncoder:
-    """The encoder that the settings ask for, with fresh weights."""
+    """The encoder that the settings ask for, with fresh weights, on the device that they name."""
     s, options = settings, dict[str, Any]()
     if s.encoder not in ("i2s", "slice"):
         options["norm"] = s.norm
     if s.encoder == "standard":
         options["frozen_shift_head"] = s.frozen_shift_head
     many = s.encoder in ("standard", "d4-regular") and s.loss == "softmin"
-    return make_encoder(
+    encoder = make_encoder(
         s.encoder,
         box=box,
         width=s.width,
@@ -114,3 +116,4 @@ def new_encoder(settings: AmortisedSettings, box: int, generator: torch.Generato
         generator=generator,
         **options,
     )
+    return computing_on(encoder, s.device)

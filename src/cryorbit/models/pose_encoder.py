@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -56,6 +57,12 @@ class PosePrediction:
 
     def __len__(self) -> int:
         return self.logits.shape[0]
+
+    def to(self, device: torch.device | str) -> PosePrediction:
+        """The same on a device."""
+        return PosePrediction(
+            self.rotation.to(device), self.logits.to(device), self.shift_px.to(device), self.cell_fraction
+        )
 
     def distribution(self) -> SO3Distribution:
         """The hypotheses with probabilities that sum to 1."""
@@ -116,6 +123,39 @@ class PoseEncoder(nn.Module, ABC):
                 f"This encoder was made for images (b, {self.box}, {self.box}), got {tuple(images.shape)}. Crop or "
                 "resample the images, or make an encoder for their box."
             )
+
+
+def computing_on(encoder: PoseEncoder, device: torch.device | str) -> PoseEncoder:
+    """The encoder moved to `device`, for callers whose tensors are on the CPU.
+
+    Images are moved there on their way in (to a GPU from pinned memory), predictions back on their way out, and the
+    gradient of a loss of predictions takes the same way: forward, backward and an optimiser of its parameters compute
+    on `device`, and nobody who calls the encoder needs to know. Make optimisers afterwards.
+    """
+    where = torch.device(device)
+    if where.type != "cpu":
+        encoder.to(where)
+        encoder.register_forward_pre_hook(partial(_fetch, where), with_kwargs=True)
+        encoder.register_forward_hook(_bring_back)
+    return encoder
+
+
+def _fetch(
+    where: torch.device, _: nn.Module, args: tuple[Any, ...], options: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def moved(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.device == where:
+            return value
+        if where.type == "cuda" and value.device.type == "cpu":
+            return value.pin_memory().to(where, non_blocking=True)
+        return value.to(where)
+
+    return tuple(moved(v) for v in args), {name: moved(v) for name, v in options.items()}
+
+
+def _bring_back(_: nn.Module, args: tuple[Any, ...], prediction: PosePrediction) -> PosePrediction:
+    del args
+    return prediction.to("cpu")
 
 
 @contextmanager
