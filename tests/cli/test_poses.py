@@ -20,7 +20,7 @@ from cryorbit.io.mrc import read_map
 from cryorbit.io.particles import match_ids, read_particles
 
 HEADER, IMAGE = 1024, 16 * 16 * 4
-TINY = "--box-px 16 --width 0.125 --hypotheses 2 --max-images 96 --device cpu --threads 1".split()
+TINY = "--box-px 16 --width 0.125 --hypotheses 2 --max-images 96 --threads 1".split()
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,9 @@ from cryorbit.geometry.rotations import geodesic_angle, random_rotations
 from cryorbit.inference.effort import Effort
 from cryorbit.inference.engine import workers
 from cryorbit.inference.field_of_view import FramedImages
+from cryorbit.inference.known_map import joined
 from cryorbit.inference.pose_model import PoseModel
-from cryorbit.inference.predict_poses import PredictSettings, joined, predict_poses, total
+from cryorbit.inference.predict_poses import PredictSettings, predict_poses, total
 from cryorbit.inference.predictor import Predictor
 from cryorbit.inference.supervised import SupervisedSettings, train_pose_model
 from cryorbit.io.atoms import read_atoms

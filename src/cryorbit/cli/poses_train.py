@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
-from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
+from cryorbit.cli.options import ConfigOptions, OutFolder, set_threads
 from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read
 from cryorbit.errors import BadInput, CryorbitError
 from cryorbit.inference.supervised import SupervisedSettings
@@ -17,6 +17,9 @@ from cryorbit.inference.supervised import SupervisedSettings
 if TYPE_CHECKING:
     from cryorbit.data import ParticleStack, Volume
     from cryorbit.inference.pose_model import PoseModel
+
+POOR = 0.7
+"""Share of its own power that a map should explain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Settings:
     """Seconds between checkpoints."""
     reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
     training: Annotated[SupervisedSettings, Flat] = field(default_factory=SupervisedSettings)
-    compute: Annotated[ComputeOptions, Flat] = field(default_factory=lambda: ComputeOptions(device="cpu"))
+    threads: int | None = None
+    """CPU threads; all cores unless given. Another number may change the last bits of a resumed training."""
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
 
 
@@ -60,7 +64,7 @@ def run(settings: Settings) -> int:
     )
     assert settings.particles is not None
     assert settings.map is not None
-    prepare(settings.compute)
+    set_threads(settings.threads)
     stack = with_ctf_or_waived(read(settings.particles, settings.reading), ctf=settings.ctf)
     volume = read_map(settings.map, to_cube="pad")
     outputs = outputs_of_training()
@@ -79,17 +83,35 @@ def run(settings: Settings) -> int:
         folder.abandon(outputs)
         raise
     facts = last.result.facts
+    tell_fit(facts.fit)
     folder.record(
         particles=len(stack),
         scale=facts.scale,
         scale_standard_error=facts.scale_standard_error,
         particle_diameter_A=facts.particle_diameter_A,
         shift_sd_A=facts.shift_sd_A,
+        **facts.fit,
         images=facts.training["images"],
         loss=facts.training["loss"],
     )
     folder.finish()
     return 0
+
+
+def tell_fit(fit: dict[str, float]) -> None:
+    """Say how well the map explains the images that were searched, and warn if it hardly does."""
+    from cryorbit.cli.progress import say
+
+    if not fit:
+        return
+    say(
+        f"The map explains {fit['explained']:.0%} of its own power in {fit['searched_for_fit']:.0f} searched images; their "
+        f"poses have a mean probability of {fit['confidence']:.2f}."
+    )
+    if fit["explained"] < POOR:
+        say(
+            "warning: that is little. Is it this specimen's map, in the right hand, with the right pixel size?"
+        )
 
 
 def outputs_of_training() -> tuple[str, ...]:

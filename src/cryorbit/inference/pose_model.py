@@ -44,6 +44,8 @@ class ModelFacts:
     """Of the training stack's images per shell of the field of view, up to the encoder's Nyquist frequency."""
     contrast: str
     """Protein in the training stack's files: "light" or "dark"."""
+    fit: dict[str, float] = field(default_factory=dict)
+    """How well the map explains some images of the training stack; see `map_fit.MapFit`. Empty if not asked."""
     training: dict[str, Any] = field(default_factory=dict)
     """Images seen, seconds, last loss, seed, and so on; for people."""
 

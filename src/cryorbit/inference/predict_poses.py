@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +19,7 @@ from cryorbit.data import ParticleStack, Pose
 from cryorbit.errors import BadInput
 from cryorbit.inference.effort import Effort
 from cryorbit.inference.engine import Progress, Workers, workers
+from cryorbit.inference.known_map import joined
 from cryorbit.inference.locate import Located
 from cryorbit.inference.observations import Contrast
 from cryorbit.inference.pose_model import PoseModel
@@ -99,7 +99,7 @@ def predict_poses(stack: ParticleStack, model: PoseModel, settings: PredictSetti
             proposed += team.map(lambda rows: _propose(predictor, rows, s), part.split(BLOCK))
             seen = int(part[-1]) + 1
             yield Progress("network", seen, n, 0.999 * share * seen / n, {})
-        posterior = joined([p.posterior for p in proposed])
+        posterior = PosePosterior.joined([p.posterior for p in proposed])
         proposing = total([p.refined.effort for p in proposed if p.refined])
         if not s.refine:
             pose = Pose(posterior.rotation[:, 0], posterior.shift_A[:, 0])
@@ -135,8 +135,9 @@ class _Proposed:
 
 
 def _propose(predictor: Predictor, rows: Int[Tensor, "b"], settings: PredictSettings) -> _Proposed:
-    posterior = predictor.hypotheses(rows, top=settings.top)
-    return _Proposed(posterior, predictor.refined(rows, posterior) if settings.refine else None)
+    if settings.refine:
+        return _Proposed(*predictor.propose(rows, top=settings.top))
+    return _Proposed(predictor.hypotheses(rows, top=settings.top), None)
 
 
 def search(predictor: Predictor, rows: Int[Tensor, "m"], team: Workers) -> Refined:
@@ -171,14 +172,6 @@ def likelier(found: Located, new: Located, rows: Int[Tensor, "m"]) -> Located:
     for name, value in values.items():
         value[rows[better]] = getattr(new, name)[better]
     return Located(**values)
-
-
-T = TypeVar("T", Located, PosePosterior)
-
-
-def joined(parts: list[T]) -> T:
-    """Several sets of images, one after the other."""
-    return type(parts[0])(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
 
 
 def total(parts: list[Effort]) -> Effort:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -40,6 +41,11 @@ class PosePosterior:
     shift_A: Float[Tensor, "n k 2"]
     entropy: Float[Tensor, "n"]
     """Of all hypotheses, nats relative to all being equally probable: 0 when nothing is known."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[PosePosterior]) -> PosePosterior:
+        """Those of several sets of images, one set after the other."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
     def mode_probability(self) -> Float[Tensor, "n"]:
         """Probability of the most probable hypothesis and those kept within 15 degrees of it."""
@@ -86,29 +92,23 @@ class Predictor:
         self.half = model.half() * relative_scale(self.observed, model)
 
     @torch.no_grad()
+    def propose(self, rows: Int[Tensor, "b"], *, top: int) -> tuple[PosePosterior, Refined]:
+        """The encoder's hypotheses, and the likeliest pose that a local search from them finds."""
+        transforms = self.observed.transforms(rows)
+        posterior = self._hypotheses(rows, transforms, top)
+        stages = low_then_all(self.radius, most=posterior.rotation.shape[1])
+        return posterior, self._refined(rows, transforms, posterior.rotation, posterior.shift_A, stages)
+
+    @torch.no_grad()
     def hypotheses(self, rows: Int[Tensor, "b"], *, top: int) -> PosePosterior:
         """The encoder's most probable hypotheses, those at different places before others."""
-        facts = self.model.facts
-        small = SmallImages(self.observed, rows, crop_images(self.observed.transforms(rows), facts.box_px))
-        whole = self.encoder(TrainingImages.of(small, facts.prefilter).inputs)
-        chosen = separate(whole, top, apart_deg=APART_DEG)
-        ranked = chosen.top(top)
-        return PosePosterior(
-            ranked.rotation,
-            ranked.logits - whole.logits.logsumexp(1, keepdim=True),
-            ranked.shift_px * facts.coarsest_pixel_A,
-            entropy_of(whole.logits),
-        )
+        return self._hypotheses(rows, self.observed.transforms(rows), top)
 
-    def refined(self, rows: Int[Tensor, "b"], posterior: PosePosterior) -> Refined:
-        """The likeliest pose that a local search from the hypotheses finds."""
-        stages = low_then_all(self.radius, most=posterior.rotation.shape[1])
-        return self._refined(rows, posterior.rotation, posterior.shift_A, stages)
-
+    @torch.no_grad()
     def from_pose(self, rows: Int[Tensor, "b"], pose: Pose) -> Refined:
-        """The same from one pose per image: from the truth, what an oracle would find."""
+        """What a local search finds from one pose per image: from the truth, what an oracle would."""
         start = pose.rotation[:, None].float(), pose.shift_A[:, None].float()
-        return self._refined(rows, *start, (Stage(self.radius, 1),))
+        return self._refined(rows, self.observed.transforms(rows), *start, (Stage(self.radius, 1),))
 
     @torch.no_grad()
     def search(self, rows: Int[Tensor, "b"]) -> Refined:
@@ -126,15 +126,26 @@ class Predictor:
             found = self._polished(rows, transforms, known.search(torch.arange(len(rows))))
         return Refined(found, effort)
 
-    @torch.no_grad()
+    def _hypotheses(self, rows: Tensor, transforms: Complex[Tensor, "b box half"], top: int) -> PosePosterior:
+        facts = self.model.facts
+        small = SmallImages(self.observed, rows, crop_images(transforms, facts.box_px))
+        whole = self.encoder(TrainingImages.of(small, facts.prefilter).inputs)
+        ranked = separate(whole, top, apart_deg=APART_DEG).top(top)
+        return PosePosterior(
+            ranked.rotation,
+            ranked.logits - whole.logits.logsumexp(1, keepdim=True),
+            ranked.shift_px * facts.coarsest_pixel_A,
+            entropy_of(whole.logits),
+        )
+
     def _refined(
         self,
-        rows: Int[Tensor, "b"],
+        rows: Tensor,
+        transforms: Complex[Tensor, "b box half"],
         rotation: Float[Tensor, "b k 3 3"],
         shift_A: Float[Tensor, "b k 2"],
         stages: tuple[Stage, ...],
     ) -> Refined:
-        transforms = self.observed.transforms(rows)
         data = disk_data(self.observed, rows, transforms, self.radius)
         shift = shift_A / self.pixel_A
         with counted() as effort:
