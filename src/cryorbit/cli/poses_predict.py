@@ -101,8 +101,10 @@ def write_result(folder: RunFolder, stack: ParticleStack, found: PredictedPoses)
     save_state(folder.path / POSTERIOR, tensors | {"searched": found.searched.long()}, {"count": len(stack)})
     write_json(folder.path / POSTERIOR_ABOUT, about)
     n = len(stack)
+    tell(found, seconds=folder.seconds)
     folder.record(
         particles=n,
+        doubted=int(found.doubted.sum()),
         searched=int(found.searched.sum()),
         confidence_mean=float(found.confidence.double().mean()),
         entropy_mean=float(posterior.entropy.double().mean()),
@@ -110,3 +112,19 @@ def write_result(folder: RunFolder, stack: ParticleStack, found: PredictedPoses)
         coefficients_per_image=(found.proposing.coefficients + found.searching.coefficients) / n,
     )
     folder.finish()
+
+
+def tell(found: PredictedPoses, *, seconds: float) -> None:
+    """How it went, in a line; and what is left in doubt."""
+    from cryorbit.cli.progress import say
+
+    n, doubted, searched = len(found.searched), int(found.doubted.sum()), int(found.searched.sum())
+    median = float(found.confidence.median())
+    say(
+        f"{n} particles, {n / max(seconds, 1e-9):.0f}/s; median probability {median:.3f}; {searched} searched."
+    )
+    if doubted > searched:
+        say(
+            f"{doubted - searched} more poses are in doubt and were not searched: raise --most-searched, or train longer "
+            "(--max-images)."
+        )
