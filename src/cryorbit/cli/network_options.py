@@ -28,6 +28,8 @@ class NetworkOptions:
     """Poses per image (standard), per image and element (d4-regular)."""
     box_px: int = 32
     """The network sees images cropped in Fourier space to this box."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the network's convolutions: bfloat16 is faster where the processor multiplies it, and coarser."""
     refinement: int = 3
     """Gauss-Newton steps of the likeliest poses before the encoder learns them; 0: the encoder's poses alone."""
     teacher: float = 0.2
@@ -58,5 +60,6 @@ def network_settings(
         seed=inference.seed,
         particle_diameter_A=inference.particle_diameter_A,
         contrast=inference.contrast,
+        precision=options.precision,
         device=device,
     )

@@ -61,8 +61,8 @@ class AmortisedSettings:
     starts: int = 2
     search_batches: int = 56
     search_batch: int = 50
-    """Random starts of the teacher's map, its batches and their size; see `coarse`. (Batches of 50 find the map in 0.6 of the
-    image visits that batches of 100 take.)"""
+    """Random starts of the teacher's map, its batches and their size; see `coarse`. (Batches of 50 find the map in 0.6
+    of the image visits that batches of 100 take.)"""
     refinement: int = 0
     """Damped Gauss-Newton steps that winners take from where the encoder put them; the encoder then learns where they
     came to. 0: the encoder follows the gradient through its poses (pure amortisation)."""
@@ -70,6 +70,9 @@ class AmortisedSettings:
     """What is done to the CTF in the images that the encoder sees."""
     norm: Literal["batch", "group"] = "group"
     """Of the encoder."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the encoder's convolutions (weights stay float32); bfloat16 is faster where the processor multiplies it. Fit for
+    `d4-regular`; the vectors of `c4` and `d4` are short at first, and their rotations then move by tens of degrees."""
     frozen_shift_head: bool = False
     """As published by cryoAI, whose shift head was never trained; `standard` only."""
     max_visits: int = 60_000
@@ -104,7 +107,7 @@ def new_encoder(settings: AmortisedSettings, box: int, generator: torch.Generato
     """The encoder that the settings ask for, with fresh weights, on the device that they name."""
     s, options = settings, dict[str, Any]()
     if s.encoder not in ("i2s", "slice"):
-        options["norm"] = s.norm
+        options |= {"norm": s.norm, "precision": s.precision}
     if s.encoder == "standard":
         options["frozen_shift_head"] = s.frozen_shift_head
     many = s.encoder in ("standard", "d4-regular") and s.loss == "softmin"
