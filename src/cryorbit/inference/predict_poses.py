@@ -29,7 +29,11 @@ BLOCK, SEARCH_BLOCK = 64, 16
 """Images handled at a time by one worker, in refinement and in the search."""
 LOW = 2.0
 """Spreads below the middle of the right poses where doubt begins: it falls on 2 % of them. (Of 4V5A at SNR 0.1, wrong poses
-lay 4 to 14 below, two of 27 apart.)"""
+lay 14 or more below.)"""
+SHORT = 0.7
+"""Of what the map explains of well explained images, above which no pose is in doubt however precise the images are: maps
+and scales are not right to the last per cent. (Of 4V5A at SNR 1 and 0.1, wrong poses explained at most 0.2 of their power,
+99 % of right ones more than 0.74, well explained images 1.1.)"""
 RIVAL = 0.9
 """Probability of the chosen pose against its rivals, below which it is in doubt."""
 
@@ -152,12 +156,14 @@ def doubtful(found: Located) -> Bool[Tensor, "n"]:
 
     `deviation` has spread 1 where pose and map are right, and is far below where a pose is wrong. Middle and spread of
     the right ones are read off the upper end of all (80 % and 95 % points, as of a normal distribution), so that a third
-    of right poses is enough.
+    of right poses is enough. What an image lacks must also be a good part of what is explained of others.
     """
     z = found.deviation
     high, highest = z.quantile(0.8), z.quantile(0.95)
     spread = max(1.0, float(highest - high) / (1.645 - 0.842))
-    return (z < high - (0.842 + LOW) * spread) | (found.confidence < RIVAL)
+    low = z < high - (0.842 + LOW) * spread
+    short = found.explained < SHORT * found.explained.quantile(0.8)
+    return (low & short) | (found.confidence < RIVAL)
 
 
 def worst(found: Located, doubted: Bool[Tensor, "n"], *, most: float) -> Int[Tensor, "m"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -156,19 +156,16 @@ class Predictor:
         return Refined(found, effort)
 
     def _polished(self, rows: Tensor, transforms: Complex[Tensor, "b box half"], found: Located) -> Located:
-        """The same poses after some steps at all frequencies that the map has; how sure they are stays as it was."""
+        """The same poses after some steps at all frequencies that the map has; `confidence` stays that of the modes."""
         if self.last_radius <= self.radius:
             return found
         data = disk_data(self.observed, rows, transforms, self.last_radius)
         last = refine_poses(
             data, self.half, found.rotation, found.shift_px, iterations=3, shift_sd_px=self.shift_sd_px
         )
-        return replace(
-            found,
-            rotation=last.rotation,
-            shift_px=last.shift_px,
-            log_likelihood=last.log_likelihood,
-            angle_sd_deg=last.angle_sd_deg,
+        kept = {"confidence": found.confidence, "entropy": found.entropy}
+        return Located(
+            **{f.name: getattr(last, f.name) for f in fields(Located) if f.name not in kept}, **kept
         )
 
 

@@ -28,8 +28,8 @@ class SupervisedSettings:
     """Projections to train on."""
     minutes: float | None = None
     """Stop after this time at the latest; the learning rate then follows the clock, and runs differ in the last bits."""
-    batch: int = 16
-    """Projections per step."""
+    batch: int = 8
+    """Projections per step; 8 learn faster than 16 from as many images at low SNR, at the same pace per image."""
     learning_rate: float = 1e-3
     """Of Adam at its highest; it falls along a half cosine."""
     spread: float = 0.3
