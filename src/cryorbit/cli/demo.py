@@ -11,12 +11,13 @@ import tyro
 
 from cryorbit.cli import abinitio, evaluate, simulate
 from cryorbit.cli.config import Flat, to_yaml
+from cryorbit.cli.network_panel import NETWORK
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, prepare
 from cryorbit.cli.progress import clock, number, say
 from cryorbit.inference.abinitio import AbinitioSettings
 from cryorbit.physics.simulate import SimulationSettings
 
-OUTPUTS = (*simulate.OUTPUTS, *abinitio.OUTPUTS, evaluate.EVALUATION)
+OUTPUTS = (*simulate.OUTPUTS, *abinitio.OUTPUTS, NETWORK, evaluate.EVALUATION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +44,20 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Run the demo and print its verdict."""
+    from cryorbit.cli.network_panel import read_by_network
+    from cryorbit.cli.outputs import MAP, PARTICLES
+    from cryorbit.cli.progress import Teller
     from cryorbit.cli.report import rebuild_report
     from cryorbit.cli.run_folder import OF_A_RUN, refuse_occupied, write_json
+    from cryorbit.io.mrc import read_map
+    from cryorbit.io.particles import read_particles
 
     out = settings.out.absolute()
     refuse_occupied(out, (*OF_A_RUN, *OUTPUTS))
     device = prepare(settings.compute)
-    say("1/3  simulating")
+    say("1/4  simulating")
     make_stack(settings, out)
-    say("2/3  ab initio")
+    say("2/4  ab initio")
     search = abinitio.Settings(
         particles=out / "particles.star",
         out=out,
@@ -60,7 +66,11 @@ def run(settings: Settings) -> int:
     )
     stack = abinitio.usable_particles(search)
     abinitio.run_in_folder(stack, search, device=device, outputs=())
-    say("3/3  against the truth")
+    say("3/4  a network learns the map")
+    solved = read_particles(out / PARTICLES)
+    with Teller() as teller:
+        read_by_network(out, solved, read_map(out / MAP), seed=settings.seed, tell=teller.tell)
+    say("4/4  against the truth")
     judged = evaluate.Settings(run_dir=out, truth=out / "truth.star", truth_map=out / "truth.mrc")
     numbers = evaluate.finite(evaluate.evaluate(judged, device=device))
     write_json(out / evaluate.EVALUATION, numbers)

@@ -78,6 +78,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     import yaml
 
     from cryorbit.cli.diagnostics import mirror_of, of_diagnostics
+    from cryorbit.cli.network_panel import of_network
     from cryorbit.cli.outputs import HALF1, HALF2, MAP, TRUTH_CURVE, read_fsc
     from cryorbit.cli.progress import read_metrics
     from cryorbit.cli.run_folder import METRICS, RUN, SETTINGS, read_json
@@ -111,6 +112,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
         evaluation=read_json(folder / "evaluation.json"),
         mirror=mirror_of(volume),
         **of_diagnostics(folder),
+        network=of_network(folder),
         **({} if stack is None else of_particles(stack, volume, facts)),
     )
 

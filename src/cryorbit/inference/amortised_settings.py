@@ -63,6 +63,9 @@ class AmortisedSettings:
     search_batch: int = 50
     """Random starts of the teacher's map, its batches and their size; see `coarse`. (Batches of 50 find the map in 0.6
     of the image visits that batches of 100 take.)"""
+    search_forgetting: float = 0.7
+    """What 100 images leave of the sums of the teacher's map. (At 0.9 a map in which one hand has begun to win takes
+    twice as many images to be won over.)"""
     refinement: int = 0
     """Damped Gauss-Newton steps that winners take from where the encoder put them; the encoder then learns where they
     came to. 0: the encoder follows the gradient through its poses (pure amortisation)."""

@@ -34,7 +34,7 @@ from cryorbit.inference.rounds import PoseTable
 
 BLOCK = 200
 """Images per step of the second stage."""
-FIRST_MAP = 1000
+FIRST_MAP = 500
 """Images that have a pose when the first map is made of them, to take the place of the likeliest start's; then each time
 that their number has doubled."""
 TRUST_ABOVE = 0.5
@@ -108,7 +108,7 @@ class Hybrid:
             ramp=ramp,
             hold=max(batches - ramp, 1) + LONGER * self.extended,
             batch=min(s.search_batch, len(self.images)),
-            forgetting=s.forgetting ** (s.search_batch / 100),
+            forgetting=s.search_forgetting ** (s.search_batch / 100),
             first_radius=min(first, last - 1),
             last_radius=last,
             box=self.images.box,

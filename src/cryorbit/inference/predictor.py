@@ -96,8 +96,16 @@ class Predictor:
         """The encoder's hypotheses, and the likeliest pose that a local search from them finds."""
         transforms = self.observed.transforms(rows)
         posterior = self._hypotheses(rows, transforms, top)
+        return posterior, self._from(rows, transforms, posterior)
+
+    @torch.no_grad()
+    def refine(self, rows: Int[Tensor, "b"], posterior: PosePosterior) -> Refined:
+        """The likeliest pose that a local search finds from hypotheses, whoever made them."""
+        return self._from(rows, self.observed.transforms(rows), posterior)
+
+    def _from(self, rows: Tensor, transforms: Tensor, posterior: PosePosterior) -> Refined:
         stages = low_then_all(self.radius, most=posterior.rotation.shape[1])
-        return posterior, self._refined(rows, transforms, posterior.rotation, posterior.shift_A, stages)
+        return self._refined(rows, transforms, posterior.rotation, posterior.shift_A, stages)
 
     @torch.no_grad()
     def hypotheses(self, rows: Int[Tensor, "b"], *, top: int) -> PosePosterior:

@@ -95,6 +95,38 @@ class PosesBesideTruth:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Reader:
+    """What one encoder says of a run's particles."""
+
+    name: str
+    hypothesis_deg: Float[Tensor, "n k"]
+    """Angle of each hypothesis, most probable first, from the pose that the run found."""
+    refined_deg: Float[Tensor, "n"]
+    """The same of the best of them after refinement by likelihood."""
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Numbers for the table."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NetworkReading:
+    """Equivariant encoders that know the run's map, on its particles.
+
+    `moved_*` are a few particles p under a few moves g of the image (D4), with k hypotheses each of the first reader.
+    """
+
+    readers: tuple[Reader, ...]
+    moves: tuple[str, ...]
+    """A word per move."""
+    moved_images: Float[Tensor, "p g h h"]
+    moved_rotation: Float[Tensor, "p g k 3 3"]
+    moved_probability: Float[Tensor, "p g k"]
+    moved_centre_px: Float[Tensor, "p g 2"]
+    """Where the particle sits, (x, y) in pixels from index h // 2."""
+    moved_error: float
+    """Largest difference between the probabilities for a moved image and the moved probabilities."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
     """A run in nouns and numbers, for `write_report`."""
 
@@ -159,3 +191,5 @@ class ReportData:
     """Credible sets of the posterior against the truth."""
     reliability: Reliability | None = None
     """Confidence against how often the pose was right."""
+    network: NetworkReading | None = None
+    """Equivariant encoders that know the map."""

@@ -8,6 +8,7 @@ from cryorbit.data import CTF
 from cryorbit.geometry.symmetry import point_group
 from cryorbit.report import figures_curves, figures_map, figures_particles
 from cryorbit.report.data import ReportData
+from cryorbit.report.network_section import network_section
 from cryorbit.report.page import Picture, Row, Section, text_of
 from cryorbit.report.pose_sections import hand_section, truth_poses_section
 
@@ -275,6 +276,7 @@ def sections(data: ReportData) -> list[Section]:
         pose_section,
         image_section,
         convergence_section,
+        network_section,
         evaluation_section,
         truth_poses_section,
         particle_section,
