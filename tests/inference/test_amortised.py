@@ -62,14 +62,17 @@ KINDS = {
     "refined": {"refinement": 1},
     "gradient": {"update": "gradient", "encoder": "d4", "loss": "l2"},
     "fouriernet": {"decoder": "fouriernet", "encoder": "standard", "loss": "sym", "max_visits": 64},
+    "grid": {"encoder": "slice", "max_visits": 64},
+    "grid, refined": {"encoder": "slice", "refinement": 1, "max_visits": 64},
     "hybrid": {"teacher": 0.5, "max_visits": 500},
+    "hybrid, grid": {"encoder": "slice", "teacher": 0.5, "max_visits": 500},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_where_it_was_cut(kind, tmp_path):
     """From a checkpoint in a file, the second half ends in the same poses and map, to the last bit."""
-    stack, settings = _simulated(100 if kind == "hybrid" else 300)[0], _settings(**KINDS[kind])
+    stack, settings = _simulated(100 if "hybrid" in kind else 300)[0], _settings(**KINDS[kind])
     records = []
     for record in run_amortised(stack, settings):
         if len(records) == 2:

@@ -10,6 +10,7 @@ from cryorbit.geometry.groups import act_on_images
 from cryorbit.geometry.rotations import random_rotations, six_d_to_matrix
 from cryorbit.inference.amortised_data import ImageBatch, misfit
 from cryorbit.inference.amortised_losses import (
+    MANY,
     REFLECTION,
     TURN,
     carried_back,
@@ -17,6 +18,7 @@ from cryorbit.inference.amortised_losses import (
     distillation_loss,
     logit_loss,
     predict,
+    shortlist,
     softmin_weights,
 )
 from cryorbit.inference.amortised_settings import AmortisedSettings
@@ -149,3 +151,20 @@ def test_a_second_chance_is_refused_where_it_is_built_in():
     """D4 carries its prediction along with the image, so sym and mirror would compare one pose twice."""
     with pytest.raises(BadInput, match="built in"):
         AmortisedSettings(encoder="d4", loss="sym")
+
+
+def test_a_shortlist_holds_the_likeliest_and_strays():
+    """Of a grid the likeliest cells, each with its own rotation, and some of the others; few hypotheses stay as they are."""
+    k = MANY + 44
+    rotation = random_rotations(k, generator=torch.Generator().manual_seed(0)).expand(3, k, 3, 3)
+    logits = torch.randn(3, k, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grid = PosePrediction(rotation, logits, torch.zeros(3, k, 2, dtype=torch.float64), 1 / k)
+    short = shortlist(grid, most=10, strays=4, generator=torch.Generator().manual_seed(2))
+    assert short.logits.shape == (3, 14)
+    top = grid.top(10)
+    assert torch.equal(short.logits[:, :10], top.logits)
+    assert torch.equal(short.rotation[:, :10], top.rotation)
+    for image in range(3):
+        place = torch.tensor([int((logits[image] == value).nonzero()) for value in short.logits[image]])
+        assert torch.equal(rotation[image, place], short.rotation[image])
+    assert shortlist(short) is short

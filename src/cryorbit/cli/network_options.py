@@ -16,7 +16,7 @@ Method = Literal["search", "amortised", "hybrid"]
 class NetworkOptions:
     """The network of --method amortised and hybrid; the search has none."""
 
-    encoder: Literal["standard", "c4", "d4", "d4-regular", "i2s"] = "d4-regular"
+    encoder: Literal["standard", "c4", "d4", "d4-regular", "i2s", "slice"] = "d4-regular"
     """From image to poses: cryoAI's network, its equivariant forms, or a distribution on a grid."""
     decoder: Literal["volume", "fouriernet"] = "volume"
     """The map: its transform on a lattice, or cryoAI's FourierNet."""

@@ -14,7 +14,8 @@ from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import random_rotations
 from cryorbit.inference.observations import Observations
 from cryorbit.inference.ring_em import NOISE_FLOOR, SmallImages
-from cryorbit.models.pose_encoder import PosePrediction
+from cryorbit.models.pose_encoder import PoseEncoder, PosePrediction
+from cryorbit.models.slice_encoder import SliceEncoder
 from cryorbit.physics.lattice import read_plane
 
 Prefilter = Literal["none", "flip", "wiener"]
@@ -113,8 +114,11 @@ class TrainingImages:
         generator: torch.Generator,
     ) -> Dream:
         """See `Dreamer.draw`; CTFs are those of these images."""
-        dreamer = Dreamer(self.small.observed, self.small.rows, self.box, self.prefilter)
-        return dreamer.draw(half, count, shift_sd_px=shift_sd_px, generator=generator)
+        return self.dreamer().draw(half, count, shift_sd_px=shift_sd_px, generator=generator)
+
+    def dreamer(self) -> Dreamer:
+        """What makes images like these."""
+        return Dreamer(self.small.observed, self.small.rows, self.box, self.prefilter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +174,12 @@ class Dreamer:
         rows = self.rows[torch.linspace(0, len(self.rows) - 1, min(len(self.rows), 300)).long()]
         gain = _gain(self.observed.ctf(rows, points), self.prefilter)
         return self.observed.noise_at(radius, floor=0.0) * gain.square().mean((0, 2))
+
+
+def tell_noise(encoder: PoseEncoder, dreamer: Dreamer) -> None:
+    """Give an encoder that whitens its images the spectrum of their noise."""
+    if isinstance(encoder, SliceEncoder):
+        encoder.set_noise(dreamer.noise_power(encoder.polar.radii()))
 
 
 @dataclass(frozen=True, eq=False)

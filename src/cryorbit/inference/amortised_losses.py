@@ -29,6 +29,8 @@ from cryorbit.models.so3_losses import exact_nll
 
 LossName = Literal["l2", "sym", "mirror", "softmin"]
 
+MANY = 256
+"""Hypotheses of an image that are compared with it one by one; of more, as a grid has, only the likeliest."""
 TURN, REFLECTION = 2, 4
 """Elements of D4: the turn by 180 degrees, and y -> -y."""
 
@@ -43,6 +45,21 @@ def predict(encoder: PoseEncoder, images: Float[Tensor, "b h h"], loss: LossName
     plain = PosePrediction(both.rotation[:b], both.logits[:b], both.shift_px[:b], both.cell_fraction)
     moved = PosePrediction(both.rotation[b:], both.logits[b:], both.shift_px[b:], both.cell_fraction)
     return with_hypotheses(plain, carried_back(moved, element, box=encoder.box))
+
+
+def shortlist(
+    prediction: PosePrediction, *, most: int = 24, strays: int = 8, generator: torch.Generator | None = None
+) -> PosePrediction:
+    """The `most` likeliest hypotheses and some others at random, of which an image is compared with; all, if there are few.
+
+    The strays are what a grid, whose cells do not move, is corrected by where it has ruled out the right one.
+    """
+    k = prediction.logits.shape[1]
+    if k <= MANY:
+        return prediction
+    top = prediction.logits.detach().topk(most, 1).indices
+    other = torch.randint(k, (len(top), strays), generator=generator).to(top.device)
+    return prediction.at(torch.cat((top, other), 1))
 
 
 def carried_back(moved: PosePrediction, element: int, *, box: int) -> PosePrediction:
@@ -65,13 +82,7 @@ class Chosen:
 
     def of(self, prediction: PosePrediction) -> PosePrediction:
         """The chosen hypotheses."""
-        at, shape = self.index, self.index.shape
-        return PosePrediction(
-            prediction.rotation.gather(1, at[..., None, None].expand(*shape, 3, 3)),
-            prediction.logits.gather(1, at),
-            prediction.shift_px.gather(1, at[..., None].expand(*shape, 2)),
-            prediction.cell_fraction,
-        )
+        return prediction.at(self.index)
 
 
 def softmin_weights(misfits: Float[Tensor, "b k"], temperature: float) -> Float[Tensor, "b k"]:
@@ -139,15 +150,28 @@ def distillation_loss(
     return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
 
 
-def pose_loss(encoder: PoseEncoder, dream: Dream, *, spread: float) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the true poses, nats, mean over images.
+def pose_nll(
+    encoder: PoseEncoder,
+    prediction: PosePrediction,
+    rotation: Float[Tensor, "b 3 3"],
+    shift_px: Float[Tensor, "b 2"],
+    *,
+    weight: Float[Tensor, "b"] | None = None,
+    spread: float = 0.3,
+) -> Float[Tensor, ""]:
+    """Negative log-likelihood of known poses under an encoder's prediction, nats, mean over images (weighted if asked).
 
     Hypotheses are a mixture of bumps (`distillation_loss`). A grid is read at the exact rotation (`exact_nll`), and its
     one shift per image costs half its squared error in pixels.
     """
-    out = encoder(dream.images)
     order: int | None = getattr(encoder.settings, "order", None)
     if order is None:
-        return distillation_loss(out, dream.rotation, dream.shift_px, spread=spread)
-    nll = exact_nll(out.logits, dream.rotation, grid=out.rotation[0], order=order)
-    return (nll + 0.5 * (out.shift_px[:, 0] - dream.shift_px).square().sum(1)).mean()
+        return distillation_loss(prediction, rotation, shift_px, weight=weight, spread=spread)
+    each = exact_nll(prediction.logits, rotation, grid=prediction.rotation[0], order=order)
+    each = each + 0.5 * (prediction.shift_px[:, 0] - shift_px).square().sum(1)
+    return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
+def pose_loss(encoder: PoseEncoder, dream: Dream, *, spread: float) -> Float[Tensor, ""]:
+    """`pose_nll` of images made at known poses."""
+    return pose_nll(encoder, encoder(dream.images), dream.rotation, dream.shift_px, spread=spread)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from cryorbit.errors import BadInput
-from cryorbit.inference.amortised_data import Prefilter
+from cryorbit.inference.amortised_data import Prefilter, TrainingImages, tell_noise
 from cryorbit.inference.amortised_losses import LossName
 from cryorbit.inference.observations import Contrast
 from cryorbit.models.pose_encoder import EncoderName, PoseEncoder, computing_on, make_encoder
@@ -106,8 +106,10 @@ class AmortisedSettings:
             )
 
 
-def new_encoder(settings: AmortisedSettings, box: int, generator: torch.Generator) -> PoseEncoder:
-    """The encoder that the settings ask for, with fresh weights, on the device that they name."""
+def new_encoder(
+    settings: AmortisedSettings, images: TrainingImages, generator: torch.Generator
+) -> PoseEncoder:
+    """The encoder that the settings ask for, with fresh weights, on the device that they name, told the images' noise."""
     s, options = settings, dict[str, Any]()
     if s.encoder not in ("i2s", "slice"):
         options |= {"norm": s.norm, "precision": s.precision}
@@ -116,10 +118,11 @@ def new_encoder(settings: AmortisedSettings, box: int, generator: torch.Generato
     many = s.encoder in ("standard", "d4-regular") and s.loss == "softmin"
     encoder = make_encoder(
         s.encoder,
-        box=box,
+        box=images.box,
         width=s.width,
         hypotheses=s.hypotheses if many else 1,
         generator=generator,
         **options,
     )
+    tell_noise(encoder, images.dreamer())
     return computing_on(encoder, s.device)

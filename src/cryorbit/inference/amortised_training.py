@@ -15,9 +15,10 @@ from cryorbit.data import Volume
 from cryorbit.inference.amortised_data import ImageBatch, TrainingImages, misfit
 from cryorbit.inference.amortised_losses import (
     choose,
-    distillation_loss,
     logit_loss,
+    pose_nll,
     predict,
+    shortlist,
     softmin_weights,
 )
 from cryorbit.inference.amortised_map import GradientMap, RunningMap, SumsMap, pack, unpack
@@ -72,7 +73,7 @@ class Training:
         self.turns_per_px = observed.particle_radius_px / observed.box
         self.limit = n // 2 - 2
         self.generator = generator_from(None, seed=settings.seed)
-        self.encoder = new_encoder(settings, n, self.generator)
+        self.encoder = new_encoder(settings, images, self.generator)
         moving = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(moving, lr=settings.learning_rate)
         self.map = self._map()
@@ -162,7 +163,8 @@ class Training:
         self.encoder.train()
         self.optimiser.zero_grad(set_to_none=True)
         self.map.zero_grad()
-        prediction = predict(self.encoder, self.images.inputs[index], s.loss)
+        whole = predict(self.encoder, self.images.inputs[index], s.loss)
+        prediction = shortlist(whole, generator=self.generator)
         scores = self.scores(batch, prediction)
         t = self.temperature()
         chosen = choose(
@@ -172,7 +174,7 @@ class Training:
         if s.refinement:
             poses, weight = self.refined(batch, poses, t)
             parts = [
-                distillation_loss(prediction, poses.rotation[:, j], poses.shift_px[:, j], weight=weight[:, j])
+                pose_nll(self.encoder, whole, poses.rotation[:, j], poses.shift_px[:, j], weight=weight[:, j])
                 * weight[:, j].mean()
                 for j in range(weight.shape[1])
             ]
@@ -274,7 +276,7 @@ class Training:
         self.encoder.eval()
         parts = []
         for part in rows.split(128):
-            out = self.encoder(self.images.inputs[part])
+            out = shortlist(self.encoder(self.images.inputs[part]), strays=0)
             weight = softmin_weights(self.scores(self.images.batch(part, half_disk(self.radius())), out), 1.0)
             entropy = torch.special.entr(weight).sum(1) - math.log(weight.shape[1])
             best = PosePrediction(out.rotation, weight, out.shift_px, out.cell_fraction).top(1)

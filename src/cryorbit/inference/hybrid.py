@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cryorbit.data import Volume
 from cryorbit.inference.amortised_data import TrainingImages
-from cryorbit.inference.amortised_losses import distillation_loss
+from cryorbit.inference.amortised_losses import pose_nll
 from cryorbit.inference.amortised_map import map_of_poses, pack, unpack
 from cryorbit.inference.amortised_settings import AmortisedSettings, new_encoder
 from cryorbit.inference.amortised_training import FoundPoses, encoder_poses
@@ -81,7 +81,7 @@ class Hybrid:
     def __init__(self, images: TrainingImages, settings: AmortisedSettings) -> None:
         self.images, self.settings, self.team = images, settings, Workers(None, 1)
         self.generator = generator_from(None, seed=settings.seed)
-        self.encoder = new_encoder(settings, images.box, self.generator)
+        self.encoder = new_encoder(settings, images, self.generator)
         moving = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(moving, lr=settings.learning_rate)
         self.group = torch.eye(3)[None]
@@ -276,7 +276,7 @@ class Hybrid:
                 (dream.images, dream.rotation, dream.shift_px),
             ):
                 self.optimiser.zero_grad(set_to_none=True)
-                loss = distillation_loss(self.encoder(inputs), turn, shift)
+                loss = pose_nll(self.encoder, self.encoder(inputs), turn, shift)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
                 self.optimiser.step()

@@ -64,12 +64,7 @@ def separate(prediction: PosePrediction, count: int, *, apart_deg: float, among:
         taken.scatter_(1, at[:, None], True)
         free &= ~near.gather(1, at[:, None, None].expand(b, 1, m))[:, 0]
     index = torch.stack(places, 1)
-    return PosePrediction(
-        top.rotation.gather(1, index[..., None, None].expand(*index.shape, 3, 3)),
-        top.logits.gather(1, index),
-        top.shift_px.gather(1, index[..., None].expand(*index.shape, 2)),
-        top.cell_fraction,
-    )
+    return top.at(index)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cryorbit.data import ParticleStack, Volume
+from cryorbit.inference.amortised_data import tell_noise
 from cryorbit.inference.amortised_losses import pose_loss
 from cryorbit.inference.amortised_map import pack, unpack
 from cryorbit.inference.engine import Progress, generator_from
@@ -24,7 +25,6 @@ from cryorbit.inference.pose_model import ModelFacts, PoseModel
 from cryorbit.inference.subject import Subject, prepare_subject
 from cryorbit.inference.supervised_settings import SupervisedSettings
 from cryorbit.models.pose_encoder import PoseEncoder, make_encoder
-from cryorbit.models.slice_encoder import SliceEncoder
 
 WARM_UP = 50
 """Steps over which the learning rate rises."""
@@ -149,8 +149,7 @@ def encoder_for(subject: Subject, settings: SupervisedSettings, generator: torch
     s = settings
     if s.encoder in ("i2s", "slice"):
         encoder = make_encoder(s.encoder, box=s.box_px, width=s.width, generator=generator)
-        if isinstance(encoder, SliceEncoder):
-            encoder.set_noise(subject.dreamer.noise_power(encoder.polar.radii()))
+        tell_noise(encoder, subject.dreamer)
         return encoder
     many = s.encoder in ("standard", "d4-regular")
     return make_encoder(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cryorbit.data.distribution import SO3Distribution
@@ -75,10 +75,16 @@ class PosePrediction:
 
     def top(self, k: int) -> PosePrediction:
         """The k most probable hypotheses of each image, most probable first; all of them where there are fewer."""
-        logits, at = self.logits.topk(min(k, self.logits.shape[1]), -1)
-        rotation = self.rotation.gather(1, at[..., None, None].expand(*at.shape, 3, 3))
-        shift_px = self.shift_px.gather(1, at[..., None].expand(*at.shape, 2))
-        return PosePrediction(rotation, logits, shift_px, self.cell_fraction)
+        return self.at(self.logits.topk(min(k, self.logits.shape[1]), -1).indices)
+
+    def at(self, index: Int[Tensor, "b m"]) -> PosePrediction:
+        """Some hypotheses of each image, by their places."""
+        return PosePrediction(
+            self.rotation.gather(1, index[..., None, None].expand(*index.shape, 3, 3)),
+            self.logits.gather(1, index),
+            self.shift_px.gather(1, index[..., None].expand(*index.shape, 2)),
+            self.cell_fraction,
+        )
 
 
 @dataclass(frozen=True, eq=False)
