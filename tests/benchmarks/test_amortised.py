@@ -81,11 +81,16 @@ def test_unknown_methods_are_named():
 
 def test_the_verdict_counts_visits_against_the_standard():
     """A standard run that hit the cap gives a lower bound."""
-    key = {"structure": "x", "snr": 1.0, "seed": 0}
+    key = {"structure": "x", "snr": 1.0, "seed": 0, "decoder": "volume"}
     rows = [
         {**key, "method": "hybrid", "converged": True, "image_visits": 3000},
         {**key, "method": "standard L_sym", "converged": False, "image_visits": 60000},
+        {**key, "method": "chance (random poses)", "decoder": None, "converged": False, "image_visits": 0},
+        {**key, "method": "oracle (true poses)", "converged": True, "image_visits": 10000},
     ]
     lines = verdict(rows)
-    assert lines[0] == "hybrid: 1 of 1 runs converged"
-    assert ">= 20.0" in lines[1]
+    assert lines == [
+        "hybrid: 1 of 1 runs converged",
+        "standard L_sym: 0 of 1 runs converged",
+        "x SNR 1.0 seed 0: standard / hybrid visits >= 20.0",
+    ]
