@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from cryorbit.inference.amortised_losses import pose_nll
 from cryorbit.inference.amortised_map import map_of_poses, pack, unpack
 from cryorbit.inference.amortised_settings import AmortisedSettings, new_encoder
 from cryorbit.inference.amortised_training import FoundPoses, encoder_poses
-from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
-from cryorbit.inference.engine import Workers, generator_from
+from cryorbit.inference.engine import generator_from
+from cryorbit.inference.first_map import TEST_IMAGES, FirstMap
 from cryorbit.inference.known_map import KnownMap
 from cryorbit.inference.locate import Located
 from cryorbit.inference.rounds import PoseTable
@@ -40,24 +40,12 @@ that their number has doubled."""
 TRUST_ABOVE = 0.5
 """Share of the teacher's poses that the encoder's hypotheses must lead to before they stand for a search."""
 SAME_DEG = 10.0
-ATTEMPTS = 3
-"""Sets of random starts, each twice as long as the one before, until a map is believed."""
-EXTENSIONS, LONGER = 3, 16
-"""How often, and by how many batches, a set goes on before it is thrown away."""
-UNEVEN = 0.05
-"""How unevenly a right map explains its images without noise: the twentieth worst against the median."""
-SURE = 0.75
-"""Mean probability of the best mode, above which a map without two-signed residuals is believed."""
-TEST_IMAGES = 200
 _PLAIN = (
     "steps",
-    "attempt",
-    "extended",
     "posed",
     "seconds",
     "processor_seconds",
     "agreement",
-    "earlier_visits",
     "next_map",
 )
 """Numbers that a checkpoint keeps as they are."""
@@ -68,7 +56,7 @@ class Counts:
     """Image visits by kind."""
 
     searched: int = 0
-    """Images compared with a map at all poses of the grid, by every start."""
+    """Images compared with the map at all poses of the grid, in the second stage."""
     proposed: int = 0
     """Images compared with a map at the encoder's hypotheses."""
     accepted: int = 0
@@ -79,50 +67,23 @@ class Hybrid:
     """The two stages, step by step; `state` and `restore` make it resumable."""
 
     def __init__(self, images: TrainingImages, settings: AmortisedSettings) -> None:
-        self.images, self.settings, self.team = images, settings, Workers(None, 1)
+        self.images, self.settings = images, settings
         self.generator = generator_from(None, seed=settings.seed)
         self.encoder = new_encoder(settings, images, self.generator)
         moving = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(moving, lr=settings.learning_rate)
-        self.group = torch.eye(3)[None]
         self.counts, self.table = Counts(), PoseTable.empty(len(images))
-        self.steps = self.attempt = self.extended = self.posed = 0
+        self.steps = self.posed = 0
         self.seconds = self.processor_seconds = self.agreement = 0.0
         self.stage = "random starts"
-        self.earlier_visits = 0
         self.map_of_posed: Tensor | None = None
         self.next_map = FIRST_MAP
-        self.coarse = self._coarse()
-        self.coarse.begin()
-
-    def plan(self) -> CoarsePlan:
-        """Batches and radii of this attempt."""
-        s, observed = self.settings, self.images.small.observed
-        turn = observed.box / observed.particle_radius_px
-        first = max(3, round(s.first_turns * turn))
-        last = min(max(first + 2, round(s.last_turns * turn)), self.images.box // 2 - 4)
-        batches = s.search_batches * 2**self.attempt
-        ramp = max(int(0.75 * batches), 4)
-        return CoarsePlan(
-            n_starts=s.starts * (1 + self.attempt),
-            ramp=ramp,
-            hold=max(batches - ramp, 1) + LONGER * self.extended,
-            batch=min(s.search_batch, len(self.images)),
-            forgetting=s.search_forgetting ** (s.search_batch / 100),
-            first_radius=min(first, last - 1),
-            last_radius=last,
-            box=self.images.box,
-        )
-
-    def _coarse(self) -> CoarseStage:
-        seed = self.settings.seed + 7919 * self.attempt
-        return CoarseStage(self.images.small, self.plan(), self.group, seed=seed, team=self.team)
+        self.first = FirstMap(images, settings, self.generator)
 
     @property
     def visits(self) -> int:
         """Images compared with a map so far, by searches of every start and by proposals."""
-        self.counts.searched = self.earlier_visits + self.coarse.image_visits
-        return self.counts.searched + self.counts.proposed
+        return self.first.visits + self.counts.searched + self.counts.proposed
 
     @property
     def expected_visits(self) -> int:
@@ -138,21 +99,21 @@ class Hybrid:
     @property
     def fraction(self) -> float:
         """Share of the run that is done."""
-        return 0.3 * self.coarse.batch / self.coarse.plan.batches + 0.7 * self.posed / len(self.images)
+        return 0.3 * self.first.fraction + 0.7 * self.posed / len(self.images)
 
     def radius(self) -> float:
         """Frequencies that poses are found with at last, Fourier pixels."""
-        return self.coarse.plan.last_radius
+        return self.first.radius
 
     @property
     def parity_share(self) -> float:
-        """Gain of a second, two-signed map, as a share of the evidence; large where the map mixes the hands."""
-        return self.coarse.parity_gain / max(abs(self.coarse.best.recent_evidence()), 1e-6)
+        """See `FirstMap`."""
+        return self.first.parity_share
 
     def metrics(self) -> dict[str, float]:
         """Where the loop stands, for the log."""
         return {
-            "searched": float(self.counts.searched),
+            "searched": float(self.first.visits + self.counts.searched),
             "proposed": float(self.counts.proposed),
             "accepted": float(self.counts.accepted),
             "agreement": self.agreement,
@@ -168,51 +129,22 @@ class Hybrid:
         return loss
 
     def _search_step(self) -> float:
-        self.coarse.step()
-        recent = self.coarse.best.recent[-self.coarse.plan.batch :]
-        index, rotation, shift = recent[:, 0].long(), recent[:, 1:10].reshape(-1, 3, 3), recent[:, 10:]
-        loss = self.learn(index, rotation, shift)
-        if self.coarse.done:
-            if self.believed() or (self.extended == EXTENSIONS and self.attempt + 1 == ATTEMPTS):
-                self.stage = "poses"
-            elif self.extended < EXTENSIONS:
-                self.extended += 1
-                self.coarse.plan = self.plan()
-            else:
-                self.extended = 0
-                self.earlier_visits += self.coarse.image_visits
-                self.attempt += 1
-                self.coarse = self._coarse()
-                self.coarse.begin()
+        loss = self.learn(*self.first.step())
+        if self.first.decide():
+            self.stage = "poses"
         return loss
-
-    def believed(self) -> bool:
-        """Whether the best map has residuals of one sign and explains its images alike; looks at 200 of them.
-
-        A map that mixes poses explains some images and fails others: the twentieth worst of them falls short of the
-        median by more than noise makes of it. (Measured of the tenth worst: 0.84 to 0.90 of the median while poses mix,
-        0.92 to 0.97 when they are found.)
-        """
-        evidence = abs(self.coarse.best.recent_evidence())
-        if self.parity_share > 1.5 * KICK_ABOVE:
-            return False
-        rows = torch.randperm(len(self.images), generator=self.generator)[:TEST_IMAGES]
-        found = self.search(rows)
-        allowed = UNEVEN + 1.645 / math.sqrt(max(evidence, 1.0))
-        alike = float(found.explained.quantile(0.05) / found.explained.median()) > 1 - allowed
-        return alike and float(found.confidence.mean()) > SURE
 
     def known_map(self) -> KnownMap:
         """The map that poses are found with: of the images that have theirs, else of the likeliest start."""
-        best, radius = self.coarse.best, self.coarse.plan.last_radius
-        own = self.map_of_posed
-        half = self.coarse.lattice.to_half(best.map if own is None else own)
-        finest = radius if own is None else self.images.box // 2 - 2
-        return KnownMap(self.images, half, best.shift_sd_px, grid_radius=radius, radius=finest)
+        first = self.first.known_map()
+        if self.map_of_posed is None:
+            return first
+        half = self.first.coarse.lattice.to_half(self.map_of_posed)
+        return replace(first, half=half, radius=self.images.box // 2 - 2)
 
     def search(self, rows: Int[Tensor, "n"]) -> Located:
         """Exact posterior of some images over the whole grid against the map, its best modes refined."""
-        self.earlier_visits += len(rows)
+        self.counts.searched += len(rows)
         return self.known_map().search(rows)
 
     def propose(self, rows: Int[Tensor, "n"]) -> Located:
@@ -288,9 +220,7 @@ class Hybrid:
         missing = rows[rows >= self.posed]
         found = {name: getattr(self.table, name)[rows] for name in FoundPoses.__dataclass_fields__}
         if len(missing):
-            before = self.earlier_visits
-            new, place = self.search(missing), rows >= self.posed
-            self.earlier_visits = before
+            new, place = self.known_map().search(missing), rows >= self.posed
             for name, values in found.items():
                 values[place] = getattr(new, name)
         return FoundPoses(**found)
@@ -304,7 +234,7 @@ class Hybrid:
         observed, images = self.images.small.observed, self.images
         pixel = observed.pixel_size_A * images.pixels_per_pixel
         if self.posed < TEST_IMAGES:
-            return Volume(self.coarse.best.map, pixel)
+            return Volume(self.first.best.map, pixel)
         rotation = self.table.rotation[: self.posed]
         shift = self.table.shift_px[: self.posed] / images.pixels_per_pixel
         return map_of_poses(images, rotation, shift, radius=images.box // 2 - 2)
@@ -318,7 +248,7 @@ class Hybrid:
             "generator": self.generator.get_state(),
             **pack("encoder", self.encoder, self.optimiser),
             **self.table.state(),
-            **self.coarse.state(),
+            **self.first.state(),
             **({} if self.map_of_posed is None else {"map_of_posed": self.map_of_posed}),
         }
 
@@ -332,8 +262,7 @@ class Hybrid:
         unpack("encoder", state, self.encoder, self.optimiser)
         self.table = PoseTable.restore({k: v for k, v in state.items() if k.startswith("pose_")})
         self.map_of_posed = state.get("map_of_posed")
-        self.coarse = self._coarse()
-        self.coarse.restore(state)
+        self.first.restore(state)
 
 
 def _close(a: Float[Tensor, "n 3 3"], b: Float[Tensor, "n 3 3"]) -> Tensor:
