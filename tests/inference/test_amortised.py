@@ -9,7 +9,7 @@ import torch
 from cryorbit.analysis.pose_error import pose_errors
 from cryorbit.data import MemoryImages, ParticleStack, Volume
 from cryorbit.errors import BadInput
-from cryorbit.inference import known_map, locate, ring_em
+from cryorbit.inference import first_map, hybrid, known_map, locate, ring_em
 from cryorbit.inference.abinitio import AbinitioSettings
 from cryorbit.inference.amortised import (
     AmortisedSettings,
@@ -66,16 +66,24 @@ KINDS = {
     "grid, refined": {"encoder": "slice", "refinement": 1, "max_visits": 64},
     "hybrid": {"teacher": 0.5, "max_visits": 500},
     "hybrid, grid": {"encoder": "slice", "teacher": 0.5, "max_visits": 500},
+    "hybrid, own map": {"teacher": 0.5, "search_batches": 2, "max_visits": 10**6},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_where_it_was_cut(kind, tmp_path):
+def test_a_run_goes_on_where_it_was_cut(kind, tmp_path, monkeypatch):
     """From a checkpoint in a file, the second half ends in the same poses and map, to the last bit."""
+    if (
+        kind == "hybrid, own map"
+    ):  # believed at once, posed in blocks of 20, and cut when the map is that of 40 posed images
+        monkeypatch.setattr(first_map.FirstMap, "believed", lambda self: True)
+        monkeypatch.setattr(hybrid, "BLOCK", 20)
+        monkeypatch.setattr(hybrid, "FIRST_MAP", 40)
     stack, settings = _simulated(100 if "hybrid" in kind else 300)[0], _settings(**KINDS[kind])
     records = []
     for record in run_amortised(stack, settings):
-        if len(records) == 2:
+        here = "map_of_posed" in record.state if "own map" in kind else len(records) == 2
+        if here and not (tmp_path / "state").exists():
             save_state(tmp_path / "state", *_split(record.state))
         records.append(record)
     whole = records[-1].result

@@ -168,3 +168,17 @@ def test_a_shortlist_holds_the_likeliest_and_strays():
         place = torch.tensor([int((logits[image] == value).nonzero()) for value in short.logits[image]])
         assert torch.equal(rotation[image, place], short.rotation[image])
     assert shortlist(short) is short
+
+
+@pytest.mark.parametrize("loss", ["l2", "sym", "mirror"])
+@pytest.mark.parametrize("encoder", ["i2s", "slice"])
+def test_losses_that_move_poses_are_refused_for_grids(encoder, loss):
+    """Their cells do not move, so nothing but a shift would be learned."""
+    with pytest.raises(BadInput, match="softmin"):
+        AmortisedSettings(encoder=encoder, loss=loss)
+
+
+@pytest.mark.parametrize("encoder", ["c4", "d4", "i2s", "slice"])
+def test_bfloat16_is_refused_where_it_turns_poses(encoder):
+    with pytest.raises(BadInput, match="d4-regular"):
+        AmortisedSettings(encoder=encoder, precision="bfloat16")

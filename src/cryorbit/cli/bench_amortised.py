@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from cryorbit.benchmarks.tasks import Cell, RunFailed, cells, command, simulatio
 from cryorbit.cli.bench import stamp, threads_of
 from cryorbit.cli.options import ComputeOptions, prepare
 from cryorbit.cli.progress import say
+from cryorbit.errors import BadInput
 
 if TYPE_CHECKING:
     from cryorbit.benchmarks.score import ScoreFile
@@ -28,6 +30,8 @@ def run_methods(settings: Settings, scores: ScoreFile, work: Path) -> int:
     sizes = settings.amortised.sizes
     task = replace(settings.task, n_particles=settings.task.n_particles or sizes.n_particles)
     settings = replace(settings, task=task)
+    scale = {"box_px": min(sizes.box_px, task.box), "width": sizes.width, "images": task.n_particles}
+    refuse_other_scale(scores, scale)
     device = prepare(ComputeOptions(device=settings.amortised.device, threads=threads_of(settings))).type
     names = [str(path.absolute() if path.exists() else path) for path in settings.structure]
     failures = 0
@@ -42,7 +46,7 @@ def run_methods(settings: Settings, scores: ScoreFile, work: Path) -> int:
             continue
         try:
             for row in rows_of_cell(cell, todo, settings, work, device=device):
-                scores.add({**key, **row, **stamp(settings), "box_px": min(sizes.box_px, task.box)})
+                scores.add({**key, **row, **stamp(settings), **scale})
         except RunFailed as error:
             failures += 1
             say(f"{cell.name}: FAILED: {error}")
@@ -51,6 +55,16 @@ def run_methods(settings: Settings, scores: ScoreFile, work: Path) -> int:
     if settings.amortised.scale == "full":
         say(published_line())
     return failures
+
+
+def refuse_other_scale(scores: ScoreFile, scale: Mapping[str, Any]) -> None:
+    """Raise BadInput if the file holds rows of another scale, which would pass for those that are asked for."""
+    for row in scores.rows:
+        other = {name: row[name] for name, value in scale.items() if row.get(name, value) != value}
+        if other:
+            was = ", ".join(f"{name} {value}" for name, value in other.items())
+            now = ", ".join(f"{name} {scale[name]}" for name in other)
+            raise BadInput(f"{scores.path}: holds rows of {was}, wanted {now}. Name another --json.")
 
 
 def published_line() -> str:

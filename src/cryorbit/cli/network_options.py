@@ -17,7 +17,7 @@ class NetworkOptions:
     """The network of --method amortised and hybrid; the search has none."""
 
     encoder: Literal["standard", "c4", "d4", "d4-regular", "i2s", "slice"] = "d4-regular"
-    """From image to poses: cryoAI's network, its equivariant forms, or a distribution on a grid."""
+    """From image to poses: cryoAI's network, its equivariant forms, or a trained distribution on a grid (i2s, slice)."""
     decoder: Literal["volume", "fouriernet"] = "volume"
     """The map: its transform on a lattice, or cryoAI's FourierNet."""
     loss: Literal["l2", "sym", "mirror", "softmin"] = "softmin"

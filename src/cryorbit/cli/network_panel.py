@@ -54,8 +54,11 @@ def read_by_network(
     from cryorbit.io.checkpoint import save_state
 
     assert stack.pose is not None
-    model = None
-    for record in train_pose_model(stack, volume, SupervisedSettings(max_images=TRAINING_IMAGES, seed=seed)):
+    model, even = None, stack.box - stack.box % 2
+    settings = SupervisedSettings(
+        box_px=min(32, even), map_px=min(64, even), max_images=TRAINING_IMAGES, seed=seed
+    )
+    for record in train_pose_model(stack, volume, settings):
         tell(record)
         model = record.result or model
     assert model is not None
@@ -137,12 +140,15 @@ def of_network(folder: Path) -> NetworkReading | None:
     BadFile
         If the file is not whole.
     """
+    from cryorbit.errors import BadFile
     from cryorbit.io.checkpoint import load_state
     from cryorbit.report.data import NetworkReading, Reader
 
     if not (folder / NETWORK).exists():
         return None
     tensors, meta = load_state(folder / NETWORK)
+    if "readers" not in meta or "moved_images" not in tensors:
+        raise BadFile(f"{folder / NETWORK}: not what the demo writes. Remove it.")
     readers = tuple(
         Reader(
             name=about.pop("name"),

@@ -162,6 +162,7 @@ class Dreamer:
         transform[:, inside] = values * torch.polar(torch.ones_like(phase), phase)
         deviation = observed.noise_at(radius, floor=0.0).sqrt() * (noise / n)
         grain = torch.fft.rfft2(torch.randn(count, n, n, generator=generator)) * deviation
+        grain[:, n // 2], grain[..., n // 2] = 0, 0  # cropped images have nothing at Nyquist
         gain = _gain(ctf, self.prefilter)
         centred = torch.fft.irfft2(transform * gain, s=(n, n))
         images = torch.fft.fftshift(centred, dim=(-2, -1)) + torch.fft.irfft2(grain * gain, s=(n, n))

@@ -99,6 +99,16 @@ class AmortisedSettings:
                 f"Wanted teacher 0 to 1, batch >= 1, width > 0 and box_px >= 8, got {self.teacher}, {self.batch}, "
                 f"{self.width} and {self.box_px}."
             )
+        if self.encoder in ("i2s", "slice") and self.loss != "softmin":
+            raise BadInput(
+                f"Loss {self.loss!r} moves poses, but the cells of {self.encoder!r} stay where they are and nothing would "
+                "be learned. Use softmin."
+            )
+        if self.precision == "bfloat16" and self.encoder not in ("standard", "d4-regular"):
+            raise BadInput(
+                f"Precision bfloat16 turns the poses of {self.encoder!r} by tens of degrees early on, or is not made for "
+                "it. Use full, or encoder d4-regular."
+            )
         if self.loss in ("sym", "mirror") and self.encoder in ("d4", "d4-regular"):
             raise BadInput(
                 f"Loss {self.loss!r} gives an encoder a second chance that {self.encoder!r} has built in: its prediction "

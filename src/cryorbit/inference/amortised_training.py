@@ -276,9 +276,10 @@ class Training:
         self.encoder.eval()
         parts = []
         for part in rows.split(128):
-            out = shortlist(self.encoder(self.images.inputs[part]), strays=0)
+            whole = self.encoder(self.images.inputs[part])
+            out = shortlist(whole, strays=0)
             weight = softmin_weights(self.scores(self.images.batch(part, half_disk(self.radius())), out), 1.0)
-            entropy = torch.special.entr(weight).sum(1) - math.log(weight.shape[1])
+            entropy = torch.special.entr(weight).sum(1) - math.log(whole.logits.shape[1])
             best = PosePrediction(out.rotation, weight, out.shift_px, out.cell_fraction).top(1)
             parts.append((best.rotation[:, 0], best.shift_px[:, 0], best.logits[:, 0], entropy))
         rotation, shift, confidence, entropy = (torch.cat(column) for column in zip(*parts, strict=True))

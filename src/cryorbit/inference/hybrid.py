@@ -182,7 +182,7 @@ class Hybrid:
         as good as those after it.
         """
         first = self.map_of_posed is None
-        self.map_of_posed, self.next_map = self.volume().values, 2 * self.posed
+        self.map_of_posed, self.next_map = self._volume_of_posed().values, 2 * self.posed
         if first:
             doubtful = self.table.of(torch.arange(self.posed)).doubtful()
             self.table.put(doubtful, self.search(doubtful))
@@ -231,10 +231,13 @@ class Hybrid:
 
     def volume(self) -> Volume:
         """The map at the cropped images' pixel size: of the images that have their pose, else of the likeliest start."""
-        observed, images = self.images.small.observed, self.images
-        pixel = observed.pixel_size_A * images.pixels_per_pixel
-        if self.posed < TEST_IMAGES:
-            return Volume(self.first.best.map, pixel)
+        if self.posed < TEST_IMAGES and self.map_of_posed is None:
+            images = self.images
+            return Volume(self.first.best.map, images.small.observed.pixel_size_A * images.pixels_per_pixel)
+        return self._volume_of_posed()
+
+    def _volume_of_posed(self) -> Volume:
+        images = self.images
         rotation = self.table.rotation[: self.posed]
         shift = self.table.shift_px[: self.posed] / images.pixels_per_pixel
         return map_of_poses(images, rotation, shift, radius=images.box // 2 - 2)

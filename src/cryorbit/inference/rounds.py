@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -60,9 +60,8 @@ class PoseTable:
 
     def put(self, rows: Int[Tensor, "m"], found: Located) -> None:
         """Take over what the search found for some rows."""
-        self.rotation[rows], self.shift_px[rows] = found.rotation, found.shift_px
-        self.log_likelihood[rows], self.confidence[rows] = found.log_likelihood, found.confidence
-        self.entropy[rows], self.explained[rows] = found.entropy, found.explained
+        for field in fields(found):
+            getattr(self, field.name)[rows] = getattr(found, field.name)
 
     @classmethod
     def empty(cls, n: int) -> PoseTable:

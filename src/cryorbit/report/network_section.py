@@ -82,7 +82,7 @@ def _rows(found: NetworkReading) -> tuple[Row, ...]:
         addresses=(
             network_figures.agreement_figure(found.readers, generator=torch.Generator().manual_seed(0)),
         ),
-        caption="Thick: the best of eight hypotheses after a local search. Thin: the first hypothesis as it is. What a "
-        "network learns in half a minute at this noise is little; `cryorbit poses train` takes longer.",
+        caption="Thick: the best of eight hypotheses after a local search. Thin: the first hypothesis as it is. A "
+        "network that is trained so shortly knows little of noisy images; `cryorbit poses train` takes longer.",
     )
     return Row((moved,)), Row((counted, agreed), "two")
