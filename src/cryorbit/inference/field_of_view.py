@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -36,17 +37,27 @@ class FramedImages:
         return len(self.source)
 
     def __getitem__(self, index: slice | Int[Tensor, "n"]) -> Float[Tensor, "n h w"]:
-        matrix = _interpolation(self.source.box, self.box, self.ratio)
+        matrix = _kernel(self.source.box, self.box, self.ratio)
         return matrix @ self.source[index] @ matrix.mT
 
 
+@lru_cache(maxsize=8)
+def _kernel(old: int, new: int, ratio: float) -> Float[Tensor, "new old"]:
+    return _interpolation(old, new, ratio).float()
+
+
 def _interpolation(old: int, new: int, ratio: float) -> Float[Tensor, "new old"]:
+    """mean_k cos(2 pi k (ratio x - j) / old) over the frequencies k that both grids hold, float64.
+
+    As cos cos + sin sin: two matrix products, and no array of all x, j and k.
+    """
     x = (torch.arange(new, dtype=torch.float64) - new // 2) * ratio
     j = torch.arange(old, dtype=torch.float64) - old // 2
     k = torch.fft.fftfreq(old, d=1 / old, dtype=torch.float64).round()
     k = k[k.abs() * 2 * max(ratio, 1.0) <= old * (1 + 1e-9)]
     # Of an even box the one sample at Nyquist stands for both signs, whose cosines are the same.
-    return ((2 * math.pi / old) * (x[:, None, None] - j[:, None]) * k).cos().sum(-1).div(old).float()
+    a, b = ((2 * math.pi / old) * at[:, None] * k for at in (x, j))
+    return (a.cos() @ b.cos().mT + a.sin() @ b.sin().mT) / old
 
 
 def framed(
