@@ -51,6 +51,11 @@ class RingGrid:
         """Fourier pixels that one sample of the whole circle stands for: 2 pi r / n_angles."""
         return self.radii(dtype=dtype) * (2 * math.pi / self.n_angles)
 
+    @property
+    def half_plane_pixels(self) -> int:
+        """Fourier pixels that the samples of the half circle stand for, rounded: about those of a half disk."""
+        return round(float(self.weights(dtype=torch.float64).sum()) * self.n_half)
+
 
 def ring_kernel(grid: RingGrid, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, "p ra2"]:
     """Matrix that takes a (box, box) image, centred at box // 2, to its transform on the rings, exactly.

@@ -15,7 +15,9 @@ class Effort:
     poses: int = 0
     """Evaluations."""
     coefficients: int = 0
-    """The same, each times the number of Fourier coefficients that entered it."""
+    """The same, each times the Fourier pixels of the half plane that entered it. Of rings, the area of their samples in
+    such pixels, so that a grid search and a local one out to the same frequency count alike; not their number, of
+    which inner rings have more than there are pixels."""
 
     def add(self, other: Effort) -> None:
         """Add those of other work, in place."""

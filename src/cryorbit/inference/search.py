@@ -198,7 +198,7 @@ def score(
 ) -> Float[Tensor, "psi b s v"]:
     """Log-likelihood plus log prior of every pose, up to a constant per image."""
     b, s, v = len(data), plan.n_shifts, templates.n_views
-    count_evaluations(b * plan.n_psi * s * v, frequencies=data.filtered.shape[1] * data.filtered.shape[2])
+    count_evaluations(b * plan.n_psi * s * v, frequencies=templates.grid.half_plane_pixels)
     product = torch.bmm(rows, templates.matrix)  # m, 2 b s, v
     norm = norm_harmonics(data, templates)
     blocks = product.view(-1, 2, b, s, v)
