@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from cryorbit.inference.amortised_data import TrainingImages
 from cryorbit.inference.engine import Workers
-from cryorbit.inference.known_map import KnownMap, joined
+from cryorbit.inference.known_map import PoseSearch, joined
+from cryorbit.inference.locate import Located
 from cryorbit.inference.observations import Observations
-from cryorbit.inference.ring_em import crop_small
 
 IMAGES = 48
 """Images that are searched; their shifts tell the spread to 7 %."""
@@ -54,20 +53,24 @@ def fit_to_images(
     """
     n = min(IMAGES, len(observed.stack))
     rows = torch.randperm(len(observed.stack), generator=generator)[:n].sort().values
-    small = crop_small(observed, rows, box_px, team)
     radius = box_px // 2 - 2
     wide = WIDE * observed.box
-    known = KnownMap(
-        TrainingImages(small, small.images), half, wide, grid_radius=round(0.75 * radius), radius=radius
-    )
-    found = joined(team.map(known.search, torch.arange(n).tensor_split(min(team.count, n))))
-    sure = found.confidence > 0.5
-    # Those in doubt would bring in the spread that was assumed.
-    shifts = found.shift_px[sure] if int(sure.sum()) >= n // 3 else found.shift_px
-    spread = float(shifts.square().mean().sqrt())
+    search = PoseSearch(observed, half, wide, box=box_px, grid_radius=round(0.75 * radius), radius=radius)
+    found = joined(team.map(search, rows.tensor_split(min(team.count, n))))
+    spread = shift_spread_px(found)
     return MapFit(
         n,
         min(max(spread, LEAST_PX * observed.box / box_px), wide),
         float(found.explained.median()),
         float(found.confidence.mean()),
     )
+
+
+def shift_spread_px(found: Located) -> float:
+    """Root mean square shift per axis of the images with one likely pose; of all where those are less than a third.
+
+    Images in doubt would bring in the spread that was assumed.
+    """
+    sure = found.confidence > 0.5
+    enough = int(sure.sum()) >= max(len(sure) // 3, 1)
+    return float((found.shift_px[sure] if enough else found.shift_px).square().mean().sqrt())
