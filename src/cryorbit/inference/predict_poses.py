@@ -71,7 +71,8 @@ class PredictedPoses:
 
     pose: Pose
     confidence: Float[Tensor, "n"]
-    """Probability of the chosen pose's mode: of the encoder, or by likelihood against the rivals that were refined."""
+    """Probability of the chosen pose's mode: of the encoder, or by likelihood against the rivals that were refined; NaN
+    without rivals: of an image not searched whose encoder has one hypothesis, or with --top 1."""
     posterior: PosePosterior
     refined: Located | None
     """The poses after refinement, shifts in pixels of the images as framed; None without."""
@@ -110,7 +111,7 @@ def predict_poses(stack: ParticleStack, model: PoseModel, settings: PredictSetti
             pose = Pose(posterior.rotation[:, 0], posterior.shift_A[:, 0])
             none = torch.zeros(n, dtype=torch.bool)
             result = PredictedPoses(
-                pose, posterior.mode_probability(), posterior, None, none, none, Effort(), Effort()
+                pose, posterior.mode_probability, posterior, None, none, none, Effort(), Effort()
             )
             yield Progress("done", n, n, 1.0, {}, {}, result)
             return
@@ -173,11 +174,12 @@ def worst(found: Located, doubted: Bool[Tensor, "n"], *, most: float) -> Int[Ten
 
 
 def likelier(found: Located, new: Located, rows: Int[Tensor, "m"]) -> Located:
-    """`found` with what is new at `rows` where that is likelier."""
+    """`found` with what is new at `rows` where that is likelier; a confidence that was NaN is the new one in any case."""
     better = new.log_likelihood > found.log_likelihood[rows]
     values = {f.name: getattr(found, f.name).clone() for f in fields(found)}
     for name, value in values.items():
-        value[rows[better]] = getattr(new, name)[better]
+        taken = better | value[rows].isnan() if name in ("confidence", "entropy") else better
+        value[rows[taken]] = getattr(new, name)[taken]
     return Located(**values)
 
 

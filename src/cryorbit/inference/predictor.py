@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -16,14 +16,22 @@ from cryorbit.inference.amortised_data import TrainingImages
 from cryorbit.inference.effort import Effort, counted
 from cryorbit.inference.engine import generator_from
 from cryorbit.inference.field_of_view import framed
-from cryorbit.inference.known_map import KnownMap
+from cryorbit.inference.known_map import PoseSearch
 from cryorbit.inference.locate import Located, disk_data
 from cryorbit.inference.map_scale import fit_scale
 from cryorbit.inference.observations import Contrast, Observations, contrast_of, crop_images, observe
 from cryorbit.inference.pose_model import PoseModel
-from cryorbit.inference.proposals import Stage, entropy_of, low_then_all, refine_hypotheses, separate
+from cryorbit.inference.proposals import (
+    Stage,
+    entropy_of,
+    low_then_all,
+    probability_near_best,
+    refine_hypotheses,
+    separate,
+)
 from cryorbit.inference.refine import refine_poses
 from cryorbit.inference.ring_em import SmallImages
+from cryorbit.models.pose_encoder import PosePrediction
 
 APART_DEG = 15.0
 """Hypotheses nearer to a more probable one than this start from elsewhere if there is an elsewhere."""
@@ -40,18 +48,29 @@ class PosePosterior:
     """Of the encoder, normalised over all its hypotheses."""
     shift_A: Float[Tensor, "n k 2"]
     entropy: Float[Tensor, "n"]
-    """Of all hypotheses, nats relative to all being equally probable: 0 when nothing is known."""
+    """Of all hypotheses, nats relative to all being equally probable: 0 when nothing is known. NaN where the encoder has
+    but one, whose probability of 1 says nothing."""
+    mode_probability: Float[Tensor, "n"]
+    """Of all hypotheses within 15 degrees of the most probable one, kept or not; NaN as `entropy`."""
+
+    @classmethod
+    def of(cls, whole: PosePrediction, *, top: int, pixel_A: float) -> PosePosterior:
+        """The `top` most probable hypotheses, those at different places before others; shifts were in `pixel_A`."""
+        ranked = separate(whole, top, apart_deg=APART_DEG).top(top)
+        several = whole.logits.shape[1] > 1
+        unknown = whole.logits.new_full((len(whole),), math.nan)
+        return cls(
+            ranked.rotation,
+            ranked.logits - whole.logits.logsumexp(1, keepdim=True),
+            ranked.shift_px * pixel_A,
+            entropy_of(whole.logits) if several else unknown,
+            probability_near_best(whole, within_deg=APART_DEG) if several else unknown,
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[PosePosterior]) -> PosePosterior:
         """Those of several sets of images, one set after the other."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
-
-    def mode_probability(self) -> Float[Tensor, "n"]:
-        """Probability of the most probable hypothesis and those kept within 15 degrees of it."""
-        trace = (self.rotation * self.rotation[:, :1]).sum((2, 3))
-        near = trace > 1 + 2 * math.cos(math.radians(APART_DEG))
-        return (self.log_probability.exp() * near).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +106,19 @@ class Predictor:
         self.shift_sd_px = model.facts.shift_sd_A / self.pixel_A
         self.radius = model.facts.box_px // 2 - 2
         """Frequencies that modes are told apart with, Fourier pixels."""
-        self.last_radius = model.map.box // 2 - 2
-        """Frequencies that the chosen pose is refined with at last."""
-        self.half = model.half() * relative_scale(self.observed, model)
+        self.last_radius = min(model.map.box, self.observed.box) // 2 - 2
+        """Frequencies that the chosen pose is refined with at last: those that map and images have."""
+        self.scale = relative_scale(self.observed, model)
+        """Of these images over the model's map."""
+        self.half = model.half() * self.scale
+        self._search = PoseSearch(
+            self.observed,
+            self.half,
+            self.shift_sd_px,
+            box=model.facts.box_px,
+            grid_radius=self.radius,
+            radius=self.radius,
+        )
 
     @torch.no_grad()
     def propose(self, rows: Int[Tensor, "b"], *, top: int) -> tuple[PosePosterior, Refined]:
@@ -114,7 +143,10 @@ class Predictor:
 
     @torch.no_grad()
     def from_pose(self, rows: Int[Tensor, "b"], pose: Pose) -> Refined:
-        """What a local search finds from one pose per image: from the truth, what an oracle would."""
+        """What a local search finds from one pose per image: from the truth, what an oracle would.
+
+        Confidence and entropy are NaN: nothing else was looked at.
+        """
         start = pose.rotation[:, None].float(), pose.shift_A[:, None].float()
         return self._refined(rows, self.observed.transforms(rows), *start, (Stage(self.radius, 1),))
 
@@ -122,29 +154,15 @@ class Predictor:
     def search(self, rows: Int[Tensor, "b"]) -> Refined:
         """Exact posterior over the whole grid of poses, its best modes refined, the best one at all frequencies."""
         transforms = self.observed.transforms(rows)
-        small = SmallImages(self.observed, rows, crop_images(transforms, self.model.facts.box_px))
-        known = KnownMap(
-            TrainingImages(small, small.images),
-            self.half,
-            self.shift_sd_px,
-            grid_radius=self.radius,
-            radius=self.radius,
-        )
         with counted() as effort:
-            found = self._polished(rows, transforms, known.search(torch.arange(len(rows))))
+            found = self._polished(rows, transforms, self._search(rows))
         return Refined(found, effort)
 
     def _hypotheses(self, rows: Tensor, transforms: Complex[Tensor, "b box half"], top: int) -> PosePosterior:
         facts = self.model.facts
         small = SmallImages(self.observed, rows, crop_images(transforms, facts.box_px))
         whole = self.encoder(TrainingImages.of(small, facts.prefilter).inputs)
-        ranked = separate(whole, top, apart_deg=APART_DEG).top(top)
-        return PosePosterior(
-            ranked.rotation,
-            ranked.logits - whole.logits.logsumexp(1, keepdim=True),
-            ranked.shift_px * facts.coarsest_pixel_A,
-            entropy_of(whole.logits),
-        )
+        return PosePosterior.of(whole, top=top, pixel_A=facts.coarsest_pixel_A)
 
     def _refined(
         self,
@@ -161,6 +179,9 @@ class Predictor:
                 data, self.half, rotation, shift, stages=stages, shift_sd_px=self.shift_sd_px
             )
             found = self._polished(rows, transforms, found)
+        if rotation.shape[1] == 1:  # no rival was looked at, so the 1 that is there says nothing
+            unknown = torch.full_like(found.confidence, math.nan)
+            found = replace(found, confidence=unknown, entropy=unknown)
         return Refined(found, effort)
 
     def _polished(self, rows: Tensor, transforms: Complex[Tensor, "b box half"], found: Located) -> Located:

@@ -43,6 +43,14 @@ def entropy_of(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
     return -(log_p.exp() * log_p).sum(1) - math.log(log_p.shape[1])
 
 
+def probability_near_best(prediction: PosePrediction, *, within_deg: float) -> Float[Tensor, "b"]:
+    """Probability of all hypotheses that are nearer than `within_deg` to the most probable one, itself included."""
+    best = prediction.best().rotation
+    trace = torch.einsum("bkij,bij->bk", prediction.rotation, best)
+    near = trace > 1 + 2 * math.cos(math.radians(within_deg))
+    return (prediction.logits.softmax(1) * near).sum(1)
+
+
 def separate(prediction: PosePrediction, count: int, *, apart_deg: float, among: int = 64) -> PosePrediction:
     """The most probable hypotheses, each at least `apart_deg` from the more probable ones that were taken.
 

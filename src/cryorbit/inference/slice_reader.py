@@ -12,8 +12,7 @@ from cryorbit.data import Volume
 from cryorbit.fourier.resample import fourier_resample
 from cryorbit.geometry.groups import act_on_images, act_on_rotation
 from cryorbit.inference.observations import crop_images
-from cryorbit.inference.predictor import APART_DEG, PosePosterior, Predictor
-from cryorbit.inference.proposals import entropy_of, separate
+from cryorbit.inference.predictor import PosePosterior, Predictor
 from cryorbit.inference.ring_em import NOISE_FLOOR
 from cryorbit.models.pose_encoder import PosePrediction
 from cryorbit.models.slice_encoder import SliceEncoder
@@ -45,15 +44,18 @@ class SliceReader:
         ).eval()
         self.radii = self.encoder.polar.radii().float()
         self.encoder.set_noise(self.observed.noise_at(self.radii, floor=NOISE_FLOOR))
-        full = predictor.model.map.values
+        full = predictor.model.map.values * predictor.scale
         # Coefficients of a transform grow with the number of voxels; those of the images are kept as they were.
         small = fourier_resample(full, self.box, ndim=3) * (len(full) / self.box) ** 3
         self.encoder.set_map(Volume(small, self.pixel_A))
 
     def images(self, rows: Int[Tensor, "b"]) -> tuple[Float[Tensor, "b h h"], Float[Tensor, "b r"]]:
-        """Images as they are, cropped, and their CTF on the rings."""
-        points = torch.stack((self.radii, torch.zeros_like(self.radii)), -1)
-        return crop_images(self.observed.transforms(rows), self.box), self.observed.ctf(rows, points)
+        """Images without the phase of beam tilt, otherwise as they are, cropped, and their CTF on the rings."""
+        box, points = self.observed.box, torch.stack((self.radii, torch.zeros_like(self.radii)), -1)
+        ky, kx = torch.meshgrid(torch.arange(box) - box // 2, torch.arange(box // 2 + 1), indexing="ij")
+        plane = torch.stack((kx, ky), -1).float()
+        transforms = self.observed.undo_odd_phase(self.observed.transforms(rows), rows, plane)
+        return crop_images(transforms, self.box), self.observed.ctf(rows, points)
 
     @torch.no_grad()
     def predict(self, images: Float[Tensor, "b h h"], ctf: Float[Tensor, "b r"]) -> PosePrediction:
@@ -62,13 +64,8 @@ class SliceReader:
 
     def hypotheses(self, rows: Int[Tensor, "b"], *, top: int) -> PosePosterior:
         """The most probable cells, those at different places before others."""
-        parts = []
-        for part in rows.split(BLOCK):
-            whole = self.predict(*self.images(part))
-            ranked = separate(whole, top, apart_deg=APART_DEG).top(top)
-            log_p = ranked.logits - whole.logits.logsumexp(1, keepdim=True)
-            parts.append((ranked.rotation, log_p, ranked.shift_px * self.pixel_A, entropy_of(whole.logits)))
-        return PosePosterior(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts = (self.predict(*self.images(part)) for part in rows.split(BLOCK))
+        return PosePosterior.joined([PosePosterior.of(p, top=top, pixel_A=self.pixel_A) for p in parts])
 
 
 def moved_images(images: Float[Tensor, "b h h"], element: int) -> Float[Tensor, "b h h"]:
