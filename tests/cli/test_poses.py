@@ -15,8 +15,9 @@ from cryorbit.cli.main import main
 from cryorbit.cli.pose_model_files import FACTS, MAP, OF_A_MODEL, WEIGHTS
 from cryorbit.cli.progress import read_metrics
 from cryorbit.cli.run_folder import CHECKPOINT, METRICS, RUN, read_json
+from cryorbit.data import Volume
 from cryorbit.io.checkpoint import load_state
-from cryorbit.io.mrc import read_map
+from cryorbit.io.mrc import read_map, write_map
 from cryorbit.io.particles import match_ids, read_particles
 
 HEADER, IMAGE = 1024, 16 * 16 * 4
@@ -79,6 +80,8 @@ def test_poses_of_all_particles_come_out(simulated, trained, shell, tmp_path):
     tensors, _ = load_state(out / "posterior.safetensors")
     n = len(truth)
     assert tensors["rotation"].shape == (n, 8, 3, 3)
+    assert bool((tensors["mode_probability"] > tensors["log_probability"][:, 0].exp() - 1e-5).all())
+    assert "NaN" not in (out / "posterior.json").read_text()
     assert bool((tensors["log_probability"].diff(dim=1) <= 0).all())
     assert float(tensors["log_probability"].exp().sum(1).max()) < 1 + 1e-5
     about = json.loads((out / "posterior.json").read_text())
@@ -99,6 +102,23 @@ def test_without_refinement_the_poses_are_the_networks(simulated, trained, shell
     found = read_particles(out / "particles.star").pose.rotation
     torch.testing.assert_close(found.float(), tensors["rotation"][:, 0], rtol=0, atol=1e-5)
     assert read_json(out / RUN)["evaluations_per_image"] == 0
+
+
+def test_one_pose_per_image_has_no_probability(simulated, shell, tmp_path):
+    """With an encoder of one hypothesis there is no column of probability or entropy, and posterior.json says why."""
+    model, out, star = tmp_path / "model", tmp_path / "out", simulated / "particles.star"
+    train = ("poses", "train", star, "--map", simulated / "truth.mrc", "-o", model, *TINY)
+    assert shell(*train, "--encoder", "d4", "--max-images", 16, "--shift-sd-A", 5)[0] == 0
+    code, _, error = shell("poses", "predict", star, "--model", model, "-o", out, "--most-searched", 0)
+    assert code == 0, error
+    assert "probabilities unknown" in error
+    table = read_particles(out / "particles.star").tables["particles"]
+    assert "rlnLogLikeliContribution" in table
+    assert not {"rlnMaxValueProbDistribution", "cryorbitEntropyNats"} & set(table)
+    about = json.loads((out / "posterior.json").read_text())
+    assert all("NaN where" in about[name] for name in ("entropy", "mode_probability", "confidence"))
+    tensors, _ = load_state(out / "posterior.safetensors")
+    assert bool(tensors["entropy"].isnan().all() & tensors["confidence"].isnan().all())
 
 
 def no_weights(model: Path) -> list[str]:
@@ -151,6 +171,13 @@ def nan_image(data: Path) -> list[str]:
     return ["row 42", "not finite"]
 
 
+def blank_image(data: Path) -> list[str]:
+    with (data / "particles.mrcs").open("r+b") as file:
+        file.seek(HEADER + 6 * IMAGE)
+        file.write(bytes(IMAGE))
+    return ["row 7", "blank"]
+
+
 def without_ctf(data: Path) -> list[str]:
     text = (data / "particles.star").read_text()
     (data / "particles.star").write_text(text.replace("_rlnDefocus", "_myDefocus"))
@@ -170,7 +197,7 @@ def coarser_pixels(data: Path) -> list[str]:
     return ["too coarse"]
 
 
-@pytest.mark.parametrize("spoil", [nan_image, without_ctf, smaller_field, coarser_pixels])
+@pytest.mark.parametrize("spoil", [nan_image, blank_image, without_ctf, smaller_field, coarser_pixels])
 def test_particles_that_cannot_be_predicted_are_one_line(data, trained, shell, tmp_path, spoil):
     """Each fault of the particles is named; no output folder is left."""
     words = spoil(data)
@@ -180,19 +207,49 @@ def test_particles_that_cannot_be_predicted_are_one_line(data, trained, shell, t
 
 
 def test_training_on_bad_input_leaves_nothing(data, shell, tmp_path):
-    """No map, a map that is none, an empty map, no CTF, a broken image: one line, no folder."""
+    """No map, a map that is none, an empty or broken map, broken or blank images, no CTF: one line, no folder."""
     out, star, truth = tmp_path / "out", data / "particles.star", data / "truth.mrc"
     train = ("poses", "train", star, "-o", out, *TINY)
     one_line(*shell(*train), "--map")
     one_line(*shell(*train, "--map", star), "particles.star")
     one_line(*shell(*train, "--map", tmp_path / "absent.mrc"), "absent.mrc")
     one_line(*shell(*train, "--map", truth, "--box-px", "32"), "--box-px")
-    with truth.open("r+b") as file:
-        file.seek(HEADER)
-        file.write(bytes(16**3 * 4))
-    one_line(*shell(*train, "--map", truth), "constant")
+    for spoil in (nan_image, blank_image):
+        shutil.copytree(data, spoilt := tmp_path / spoil.__name__)
+        words = spoil(spoilt)
+        one_line(*shell("poses", "train", spoilt / star.name, "-o", out, *TINY, "--map", truth), *words)
     without_ctf(data)
     one_line(*shell(*train, "--map", truth), "CTF", "--no-ctf")
+    assert not out.exists()
+
+
+def constant(path: Path) -> str:
+    write_map(path, Volume(torch.full((16, 16, 16), 3.0), 20.0))
+    return "constant"
+
+
+def not_finite(path: Path) -> str:
+    write_map(path, Volume(torch.rand(16, 16, 16), 20.0))
+    with path.open("r+b") as file:
+        file.seek(HEADER + 100)
+        file.write(np.float32(np.inf).tobytes())
+    return "not finite"
+
+
+def elsewhere(path: Path) -> str:
+    along = torch.exp(-0.5 * ((torch.arange(64.0) - 12) / 2) ** 2)
+    write_map(path, Volume(torch.einsum("z,y,x->zyx", along, along, along), 20.0))
+    return "field of view"
+
+
+@pytest.mark.parametrize("spoil", [constant, not_finite, elsewhere])
+def test_a_map_that_is_at_fault_is_named(data, shell, tmp_path, spoil):
+    """Each fault of the map is one line that begins with its file; no folder is left."""
+    out, path = tmp_path / "out", tmp_path / "map.mrc"
+    word = spoil(path)
+    code, printed, error = shell("poses", "train", data / "particles.star", "-o", out, *TINY, "--map", path)
+    one_line(code, printed, error, word)
+    assert f"error: {path}: " in error
     assert not out.exists()
 
 

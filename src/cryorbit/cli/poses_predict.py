@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
 from cryorbit.cli.options import ConfigOptions, OutFolder
-from cryorbit.cli.poses_train import with_ctf_or_waived
-from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read, refuse_bad_images
+from cryorbit.cli.reading import (
+    ParticlesFile,
+    ReadOptions,
+    absolute,
+    read,
+    refuse_bad_images,
+    with_ctf_or_waived,
+)
 from cryorbit.errors import CryorbitError
 from cryorbit.inference.predict_poses import PredictSettings
 
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
 PARTICLES, POSTERIOR, POSTERIOR_ABOUT = "particles.star", "posterior.safetensors", "posterior.json"
 OUTPUTS = (PARTICLES, POSTERIOR, POSTERIOR_ABOUT)
+UNKNOWN = "; NaN where there was one hypothesis and none to compare it with, and then not in " + PARTICLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,29 +84,24 @@ def write_result(folder: RunFolder, stack: ParticleStack, found: PredictedPoses)
     from cryorbit.io.particles import write_particles
 
     posterior = found.posterior
-    columns = {
-        "rlnMaxValueProbDistribution": found.confidence.double().numpy(),
-        "cryorbitEntropyNats": posterior.entropy.double().numpy(),
-    }
-    if found.refined is not None:
-        columns |= {
-            "rlnLogLikeliContribution": found.refined.log_likelihood.double().numpy(),
-            "cryorbitAngleSdDeg": found.refined.angle_sd_deg.double().numpy(),
-            "cryorbitSearched": found.searched.long().numpy(),
-        }
+    columns = particle_columns(found)
     write_particles(folder.path / PARTICLES, replace(stack, pose=found.pose), extra_columns=columns)
-    about = {
+    about: dict[str, Any] = {
         "rotation": "RELION's matrix A of each hypothesis, most probable first: x_lab = A x_particle + shift",
         "log_probability": "of the network, over all its hypotheses, nats",
         "shift_A": "x, y in angstrom",
         "entropy": "of all hypotheses, nats, 0 when nothing is known",
+        "mode_probability": "of all hypotheses within 15 degrees of the first",
+        "confidence": "probability of the chosen pose among those that it was compared with",
         "searched": "1 where all poses were searched",
         "particles": [str(i) for i in stack.ids],
     }
-    tensors = {
-        name: getattr(posterior, name) for name in ("rotation", "log_probability", "shift_A", "entropy")
-    }
-    save_state(folder.path / POSTERIOR, tensors | {"searched": found.searched.long()}, {"count": len(stack)})
+    tensors = {f.name: getattr(posterior, f.name) for f in fields(posterior)}
+    tensors |= {"confidence": found.confidence, "searched": found.searched.long()}
+    for name in ("entropy", "mode_probability", "confidence"):
+        if bool(tensors[name].isnan().any()):
+            about[name] += UNKNOWN
+    save_state(folder.path / POSTERIOR, tensors, {"count": len(stack)})
     write_json(folder.path / POSTERIOR_ABOUT, about)
     n = len(stack)
     tell(found, seconds=folder.seconds)
@@ -114,15 +117,30 @@ def write_result(folder: RunFolder, stack: ParticleStack, found: PredictedPoses)
     folder.finish()
 
 
+def particle_columns(found: PredictedPoses) -> dict[str, Any]:
+    """What particles.star tells beside the poses. Columns with gaps are left out: other programs might read them as 0."""
+    columns = {
+        "rlnMaxValueProbDistribution": found.confidence,
+        "cryorbitEntropyNats": found.posterior.entropy,
+    }
+    if found.refined is not None:
+        columns |= {
+            "rlnLogLikeliContribution": found.refined.log_likelihood,
+            "cryorbitAngleSdDeg": found.refined.angle_sd_deg,
+        }
+    known = {name: v.double().numpy() for name, v in columns.items() if not bool(v.isnan().any())}
+    searched = {} if found.refined is None else {"cryorbitSearched": found.searched.long().numpy()}
+    return known | searched
+
+
 def tell(found: PredictedPoses, *, seconds: float) -> None:
     """How it went, in a line; and what is left in doubt."""
     from cryorbit.cli.progress import say
 
     n, doubted, searched = len(found.searched), int(found.doubted.sum()), int(found.searched.sum())
-    median = float(found.confidence.median())
-    say(
-        f"{n} particles, {n / max(seconds, 1e-9):.0f}/s; median probability {median:.3f}; {searched} searched."
-    )
+    median = float(found.confidence.median())  # NaN if one is
+    sure = "probabilities unknown" if isnan(median) else f"median probability {median:.3f}"
+    say(f"{n} particles, {n / max(seconds, 1e-9):.0f}/s; {sure}; {searched} searched.")
     if doubted > searched:
         say(
             f"{doubted - searched} more poses are in doubt and were not searched: raise --most-searched, or train longer "

@@ -10,8 +10,17 @@ import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
 from cryorbit.cli.options import ConfigOptions, OutFolder, set_threads
-from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read
+from cryorbit.cli.pose_model_files import OF_A_MODEL
+from cryorbit.cli.reading import (
+    ParticlesFile,
+    ReadOptions,
+    absolute,
+    read,
+    refuse_bad_images,
+    with_ctf_or_waived,
+)
 from cryorbit.errors import BadInput, CryorbitError
+from cryorbit.inference.map_scale import UnusableMap
 from cryorbit.inference.supervised import SupervisedSettings
 
 if TYPE_CHECKING:
@@ -66,21 +75,23 @@ def run(settings: Settings) -> int:
     assert settings.map is not None
     set_threads(settings.threads)
     stack = with_ctf_or_waived(read(settings.particles, settings.reading), ctf=settings.ctf)
+    refuse_bad_images(stack)
     volume = read_map(settings.map, to_cube="pad")
-    outputs = outputs_of_training()
     folder = open_run(
         settings.out,
         verb="poses train",
         settings_yaml=to_yaml(settings),
-        outputs=outputs,
+        outputs=OF_A_MODEL,
         resume=settings.resume,
     )
     try:
         records = train_pose_model(stack, volume, settings.training, state=folder.state)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
         write(folder.path, last.result, settings, stack, volume)
-    except CryorbitError:
-        folder.abandon(outputs)
+    except CryorbitError as error:
+        folder.abandon(OF_A_MODEL)
+        if isinstance(error, UnusableMap):
+            raise BadInput(f"{settings.map}: {error}") from error
         raise
     facts = last.result.facts
     tell_fit(facts.fit)
@@ -112,31 +123,6 @@ def tell_fit(fit: dict[str, float]) -> None:
         say(
             "warning: that is little. Is it this specimen's map, in the right hand, with the right pixel size?"
         )
-
-
-def outputs_of_training() -> tuple[str, ...]:
-    """Names of the files that a finished training leaves."""
-    from cryorbit.cli.pose_model_files import OF_A_MODEL
-
-    return OF_A_MODEL
-
-
-def with_ctf_or_waived(stack: ParticleStack, *, ctf: bool) -> ParticleStack:
-    """The stack, without its CTF if that was asked for.
-
-    Raises
-    ------
-    BadInput
-        If there is no CTF and it was not waived, or no image.
-    """
-    if len(stack) == 0:
-        raise BadInput(f"{stack.source}: no particles in it. Give a file that has some.")
-    if ctf and stack.ctf is None:
-        raise BadInput(
-            f"{stack.source}: no CTF parameters, without which the network would learn other images than these. Estimate "
-            "them and extract again, or give --no-ctf if the images need none."
-        )
-    return stack if ctf else replace(stack, ctf=None)
 
 
 def write(path: Path, model: PoseModel, settings: Settings, stack: ParticleStack, volume: Volume) -> None:

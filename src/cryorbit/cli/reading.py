@@ -75,6 +75,24 @@ def read(
     )
 
 
+def with_ctf_or_waived(stack: ParticleStack, *, ctf: bool) -> ParticleStack:
+    """The stack, without its CTF if that was asked for.
+
+    Raises
+    ------
+    BadInput
+        If there is no particle, or no CTF and it was not waived.
+    """
+    if len(stack) == 0:
+        raise BadInput(f"{stack.source}: no particles in it. Give a file that has some.")
+    if ctf and stack.ctf is None:
+        raise BadInput(
+            f"{stack.source}: no CTF parameters, without which maps and poses would be wrong. Estimate them "
+            "(CTFFIND, Gctf, cryoSPARC) and extract again, or give --no-ctf if the images need none."
+        )
+    return stack if ctf else replace(stack, ctf=None)
+
+
 def refuse_for_abinitio(stack: ParticleStack, *, ctf: bool) -> None:
     """Raise, with the remedy, if no map can be expected of these particles.
 
@@ -83,11 +101,7 @@ def refuse_for_abinitio(stack: ParticleStack, *, ctf: bool) -> None:
     BadInput
         If there are too few, or there is no CTF and none was waived.
     """
-    if ctf and stack.ctf is None:
-        raise BadInput(
-            f"{stack.source}: no CTF parameters, without which the map would be wrong. Estimate them "
-            "(CTFFIND, Gctf, cryoSPARC) and extract again, or give --no-ctf if the images need none."
-        )
+    with_ctf_or_waived(stack, ctf=ctf)
     if len(stack) < FEWEST_PARTICLES:
         raise BadInput(
             f"{stack.source}: {len(stack)} particles are too few to find a map from nothing, wanted "

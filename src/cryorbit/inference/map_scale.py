@@ -34,6 +34,10 @@ STANDARD_ERRORS = 2.0
 """Of the power of the signal over zero, at least: else the map is refused."""
 
 
+class UnusableMap(BadInput):
+    """The map itself is at fault, whatever the images; who knows its file should name it."""
+
+
 @dataclass(frozen=True)
 class MapScale:
     """s and its standard error."""
@@ -47,21 +51,21 @@ def map_for_images(volume: Volume, *, box_px: int, field_of_view_A: float) -> Vo
 
     Raises
     ------
-    BadInput
+    UnusableMap
         If the map has no variation there, or values that are not finite.
     """
     values = volume.values.float()
     if not bool(torch.isfinite(values).all()):
-        raise BadInput("the map has values that are not finite. Look for the step that made them.")
+        raise UnusableMap("the map has values that are not finite. Look for the step that made them.")
     spread = float(values.double().std())
     if spread <= 1e-30:
-        raise BadInput("the map is constant: there is nothing to find poses with. Give another map.")
+        raise UnusableMap("the map is constant: there is nothing to find poses with. Give another map.")
     voxel_A = field_of_view_A / box_px
     unit = Volume(values / spread, volume.pixel_size_A)
     fitted = resample_volume(unit, box=box_px, pixel_size_A=voxel_A).values.float()
     power = float(fitted.double().square().mean().sqrt())
     if power < 1e-6:
-        raise BadInput(
+        raise UnusableMap(
             f"the map has next to nothing within the images' field of view of {field_of_view_A:.0f} A at "
             f"{voxel_A:.1f} A per voxel. Is its pixel size right ({volume.pixel_size_A:g} A)?"
         )
