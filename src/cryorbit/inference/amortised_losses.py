@@ -131,6 +131,10 @@ def logit_loss(logits: Float[Tensor, "b k"], weights: Float[Tensor, "b k"]) -> F
     return -(weights.detach() * logits.log_softmax(1)).sum(1).mean()
 
 
+def _mean(each: Float[Tensor, "b"], weight: Float[Tensor, "b"] | None) -> Float[Tensor, ""]:
+    return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
+
+
 def distillation_loss(
     prediction: PosePrediction,
     rotation: Float[Tensor, "b 3 3"],
@@ -147,7 +151,7 @@ def distillation_loss(
     apart = (prediction.rotation - rotation[:, None]).square().sum((-2, -1)) / (2 * spread**2)
     moved = (prediction.shift_px - shift_px[:, None]).square().sum(-1) / 2
     each = -torch.logsumexp(prediction.logits.log_softmax(1) - apart - moved, 1)
-    return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
+    return _mean(each, weight)
 
 
 def pose_nll(
@@ -169,7 +173,7 @@ def pose_nll(
         return distillation_loss(prediction, rotation, shift_px, weight=weight, spread=spread)
     each = exact_nll(prediction.logits, rotation, grid=prediction.rotation[0], order=order)
     each = each + 0.5 * (prediction.shift_px[:, 0] - shift_px).square().sum(1)
-    return each.mean() if weight is None else (each * weight).sum() / weight.sum().clamp_min(1e-12)
+    return _mean(each, weight)
 
 
 def pose_loss(encoder: PoseEncoder, dream: Dream, *, spread: float) -> Float[Tensor, ""]:
