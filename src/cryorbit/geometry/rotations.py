@@ -209,6 +209,22 @@ def matrix_to_euler(
     return torch.rad2deg(torch.stack([_wrap(first), middle, _wrap(third)], -1))
 
 
+def matrix_to_euler_pair(
+    matrix: Float[Tensor, "*batch 3 3"], *, convention: str = "ZYZ"
+) -> Float[Tensor, "*batch 2 3"]:
+    """Both triples of angles in degrees that give each rotation; [..., 0, :] is that of `matrix_to_euler`.
+
+    The other has its first and third angle half a turn away and the second negated (ZYZ) or reflected at 90 (XYZ),
+    in (-180, 180]. For "ZYX" these are Slabaugh's (phi, theta, psi); where the second angle is at its end there are
+    infinitely many more.
+    """
+    first = matrix_to_euler(matrix, convention=convention)
+    symmetric = convention[0] == convention[2]
+    middle = -first[..., 1] if symmetric else 180.0 - first[..., 1]
+    other = torch.stack([first[..., 0] + 180.0, middle, first[..., 2] + 180.0], -1)
+    return torch.stack([first, 180.0 - torch.remainder(180.0 - other, 360.0)], -2)
+
+
 def _wrap(angle_rad: Tensor) -> Tensor:
     """Into (-pi, pi]."""
     turned = torch.remainder(math.pi - angle_rad, 2 * math.pi)
