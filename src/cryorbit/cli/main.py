@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "abinitio": ("abinitio", "from particle images to poses, half maps, FSC and a report, with no start map"),
     "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
+    "postprocess": ("postprocess", "half maps to a sharpened map: mask, FSC, B-factor, local resolution, cones"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
     "evaluate": ("evaluate", "poses and map of a run against the truth of a simulation"),
     "simulate": ("simulate", "a particle stack with known truth, from a structure or a map"),

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from cryorbit.errors import BadFile
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cryorbit.analysis.fsc import ShellCorrelation
 
 MAP, HALF1, HALF2, FSC, PARTICLES, REPORT = (
@@ -56,14 +58,12 @@ def making_folder(path: Path, names: Iterable[str]) -> Iterator[None]:
         raise
 
 
-def write_fsc(path: Path, curves: dict[str, ShellCorrelation], *, name: str = "fsc") -> None:
-    """Write curves as RELION's FSC table; keys are unmasked, masked, randomised, corrected."""
+def fsc_table(curves: dict[str, ShellCorrelation]) -> pd.DataFrame:
+    """Curves as RELION's FSC table; keys are unmasked, masked, randomised, corrected."""
     import pandas as pd
 
-    from cryorbit.io.star import write_star
-
     frequency = next(iter(curves.values())).frequency_per_A.tolist()
-    table = pd.DataFrame(
+    return pd.DataFrame(
         {
             "rlnSpectralIndex": range(len(frequency)),
             "rlnResolution": frequency,
@@ -71,7 +71,13 @@ def write_fsc(path: Path, curves: dict[str, ShellCorrelation], *, name: str = "f
             **{_RELION_NAMES[key]: curve.correlation.tolist() for key, curve in curves.items()},
         }
     )
-    write_star(path, {name: table})
+
+
+def write_fsc(path: Path, curves: dict[str, ShellCorrelation], *, name: str = "fsc") -> None:
+    """Write curves as RELION's FSC table; keys are unmasked, masked, randomised, corrected."""
+    from cryorbit.io.star import write_star
+
+    write_star(path, {name: fsc_table(curves)})
 
 
 def read_fsc(path: Path) -> dict[str, ShellCorrelation]:

@@ -80,14 +80,16 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     from cryorbit.cli.diagnostics import mirror_of, of_diagnostics
     from cryorbit.cli.network_panel import of_network
     from cryorbit.cli.outputs import HALF1, HALF2, MAP, TRUTH_CURVE, read_fsc
+    from cryorbit.cli.postprocess_files import SHARPENED, of_postprocess
     from cryorbit.cli.progress import read_metrics
     from cryorbit.cli.run_folder import METRICS, RUN, SETTINGS, read_json
     from cryorbit.io.mrc import read_map
     from cryorbit.report.data import ReportData
 
-    if not (folder / MAP).exists():
+    shown = next((folder / name for name in (MAP, SHARPENED) if (folder / name).exists()), None)
+    if shown is None:
         raise BadFile(f"{folder}: no {MAP} in it. Give the folder of a finished run.")
-    volume = read_map(folder / MAP)
+    volume = read_map(shown)
     halves = [folder / HALF1, folder / HALF2]
     facts = read_json(folder / RUN)
     settings = yaml.safe_load((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
@@ -96,7 +98,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     return ReportData(
         map=volume,
         settings=settings,
-        title=_title(facts, settings),
+        title=_title(facts, settings) if shown.name == MAP else "Postprocessed half maps",
         command=facts.get("command", ""),
         versions=versions(),
         date=facts.get("started", ""),
@@ -113,6 +115,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
         mirror=mirror_of(volume),
         **of_diagnostics(folder),
         network=of_network(folder),
+        **of_postprocess(folder),
         **({} if stack is None else of_particles(stack, volume, facts)),
     )
 

@@ -127,6 +127,25 @@ class NetworkReading:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class PostprocessReading:
+    """What `cryorbit postprocess` left: the sharpened map and what was measured on the half maps."""
+
+    map: Volume
+    """Sharpened, weighted and low-passed, without the mask."""
+    mask: Volume
+    local: Volume | None
+    """Local resolution in angstrom, 0 outside the mask."""
+    facts: Mapping[str, object]
+    """Numbers of postprocess.json."""
+    guinier: Mapping[str, Float[Tensor, "shells"]]
+    """Columns of guinier.csv: resolution_squared_per_A2, ln_amplitude, ln_amplitude_weighted and perhaps fit."""
+    frequency_per_A: Float[Tensor, "shells"]
+    cone_axis: Float[Tensor, "cones 3"]
+    cone_resolution_A: Float[Tensor, "cones"]
+    cone_correlation: Float[Tensor, "cones shells"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ReportData:
     """A run in nouns and numbers, for `write_report`."""
 
@@ -193,3 +212,5 @@ class ReportData:
     """Confidence against how often the pose was right."""
     network: NetworkReading | None = None
     """Equivariant encoders that know the map."""
+    postprocessed: PostprocessReading | None = None
+    """What was made of the half maps afterwards."""

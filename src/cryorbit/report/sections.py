@@ -11,6 +11,7 @@ from cryorbit.report.data import ReportData
 from cryorbit.report.network_section import network_section
 from cryorbit.report.page import Picture, Row, Section, text_of
 from cryorbit.report.pose_sections import hand_section, truth_poses_section
+from cryorbit.report.postprocess_section import postprocess_section
 
 
 def map_section(data: ReportData) -> Section:
@@ -272,6 +273,7 @@ def sections(data: ReportData) -> list[Section]:
     makers = (
         map_section,
         resolution_section,
+        postprocess_section,
         hand_section,
         pose_section,
         image_section,

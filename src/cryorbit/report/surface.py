@@ -50,13 +50,52 @@ class Surface:
     edge_A: float
 
 
-def render_surface(volume: Volume, *, level: float | None = None) -> Surface | None:
+@dataclass(frozen=True, eq=False)
+class Paint:
+    """What a surface is coloured by, in place of the distance from its centre.
+
+    Parameters
+    ----------
+    values
+        On the map's grid; where it is not positive, the nearest positive value counts.
+    low, high
+        Values at either end of the colours.
+    colours
+        Shape (k, 3), RGB 0 to 1, from low to high.
+    """
+
+    values: Volume
+    low: float
+    high: float
+    colours: np.ndarray
+
+    def at(self, where: np.ndarray) -> np.ndarray:
+        """Colours at points (3, h, w), voxels (z, y, x) from index N // 2; shape (h, w, 3)."""
+        values = self.values.values.float().cpu().numpy()
+        missing = values <= 0
+        if missing.any() and not missing.all():
+            nearest = np.zeros((3, *values.shape), np.int32)
+            ndimage.distance_transform_edt(
+                missing, return_distances=False, return_indices=True, indices=nearest
+            )
+            values = values[tuple(nearest)]
+        found = ndimage.map_coordinates(values, where + self.values.box // 2, order=1, mode="nearest")
+        share = np.clip((found - self.low) / max(self.high - self.low, 1e-9), 0.0, 1.0)
+        place = np.linspace(0.0, 1.0, len(self.colours))
+        return np.stack([np.interp(share, place, self.colours[:, i]) for i in range(3)], -1)
+
+
+def render_surface(
+    volume: Volume, *, level: float | None = None, paint: Paint | None = None
+) -> Surface | None:
     """Draw the map at a density from three sides; small detached specks are left out. None if it is all flat.
 
     Parameters
     ----------
     level
         Density of the surface; None takes the level that best parts particle and background.
+    paint
+        Colours by a second map; None takes the distance from the centre.
     """
     values = volume.values.float().cpu()
     if not bool(torch.isfinite(values).all()) or float(values.std()) == 0:
@@ -71,9 +110,11 @@ def render_surface(volume: Volume, *, level: float | None = None) -> Surface | N
     values = torch.where(near, values, values.clamp(max=chosen - 1e-6 * abs(chosen)))
     edge = _visible_edge(kept)
     fine = _refined(box_crop(values, edge, ndim=3))
-    pictures = {
-        name: _picture(fine.permute(axes).flip(turned), chosen) for name, (axes, turned) in VIEWS.items()
-    }
+    pictures = {}
+    for name, (axes, turned) in VIEWS.items():
+        seen = _seen(fine.permute(axes).flip(turned), chosen)
+        own = None if paint is None else paint.at(_in_map(seen.points, axes, turned, fine.shape[0], edge))
+        pictures[name] = _picture(seen, own)
     return Surface(pictures, chosen, edge * volume.pixel_size_A)
 
 
@@ -106,8 +147,19 @@ def _height(density: np.ndarray, level: float) -> np.ndarray:
     return np.where(hit, height, np.nan)
 
 
-def _picture(grid: Tensor, level: float) -> np.ndarray:
-    """RGBA of one view; axis 0 points at the viewer."""
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the rays of one view meet: where, and which way the surface faces there."""
+
+    hit: np.ndarray
+    height: np.ndarray
+    points: np.ndarray
+    normal: np.ndarray
+    shape: tuple[int, ...]
+
+
+def _seen(grid: Tensor, level: float) -> _Seen:
+    """Rays cast along axis 0, which points at the viewer."""
     density = grid.numpy()
     # twice as many rays as grid points: smooth outlines
     size = 2 * density.shape[1]
@@ -119,17 +171,41 @@ def _picture(grid: Tensor, level: float) -> np.ndarray:
     points = np.stack([np.where(hit, height, 0.0), rows, columns])
     normal = np.stack([_slope(density, points, axis) for axis in (2, 1, 0)], -1)
     normal = -normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
+    return _Seen(hit, height, points, normal, density.shape)
+
+
+def _in_map(
+    points: np.ndarray, axes: tuple[int, int, int], turned: tuple[int, ...], fine: int, coarse: int
+) -> np.ndarray:
+    """Points of a view in voxels (z, y, x) of the map, from its centre."""
+    straight = points.copy()
+    for axis in turned:
+        straight[axis] = fine - 1 - straight[axis]
+    found = np.empty_like(straight)
+    for axis, of_map in enumerate(axes):
+        found[of_map] = (straight[axis] - fine // 2) * coarse / fine
+    return found
+
+
+def _picture(seen: _Seen, own: np.ndarray | None) -> np.ndarray:
+    """RGBA of one view, coloured by `own` (h, w, 3) or by the distance from the centre."""
+    hit, normal = seen.hit, seen.normal
     diffuse = np.clip(normal @ _KEY_LIGHT, 0.0, 1.0) * 0.8 + 0.2 * np.clip(normal[..., 2], 0.0, 1.0)
     gloss = np.clip(normal @ _half_way(), 0.0, 1.0) ** 24
-    centre = (np.array(density.shape) - 1) / 2
-    distance = np.sqrt(((points - centre[:, None, None]) ** 2).sum(0))
-    low, high = np.percentile(distance[hit], [2, 98])
-    share = np.clip((distance - low) / max(high - low, 1e-6), 0.0, 1.0)[..., None]
-    colour = _INNER * (1 - share) + _OUTER * share
-    light = (_AMBIENT + _DIFFUSE * diffuse) * _openness(height, hit)
+    colour = _by_distance(seen) if own is None else own
+    light = (_AMBIENT + _DIFFUSE * diffuse) * _openness(seen.height, hit)
     rgb = np.clip(colour * light[..., None] * 1.12 + _GLOSS * gloss[..., None], 0.0, 1.0)
     alpha = ndimage.gaussian_filter(hit.astype(float), 0.6)
     return np.concatenate([np.where(hit[..., None], rgb, rgb[hit].mean(0)), alpha[..., None]], -1)
+
+
+def _by_distance(seen: _Seen) -> np.ndarray:
+    """Dark near the centre of the box, bright far from it; shape (h, w, 3)."""
+    centre = (np.array(seen.shape) - 1) / 2
+    distance = np.sqrt(((seen.points - centre[:, None, None]) ** 2).sum(0))
+    low, high = np.percentile(distance[seen.hit], [2, 98])
+    share = np.clip((distance - low) / max(high - low, 1e-6), 0.0, 1.0)[..., None]
+    return _INNER * (1 - share) + _OUTER * share
 
 
 def _slope(density: np.ndarray, points: np.ndarray, axis: int) -> np.ndarray:
