@@ -56,7 +56,7 @@ class Target:
         q = points.to(moving.channels)
         values = at_grid(reference, points)
         rms_reference = shell_rms(values, shell, shells=kmax + 2)[shell]
-        rms_moving = shell_rms(moving.sample(q)[0], shell, shells=kmax + 2)[shell]
+        rms_moving = shell_rms(moving.value(q), shell, shells=kmax + 2)[shell]
         weight = 1.0 / radius if shell_weight is None else shell_weight.to(radius)[shell]
         weight = weight / weight.sum()
         return cls(
@@ -68,13 +68,14 @@ class Target:
 
 
 def _phase(q: Tensor, shift: Tensor) -> Complex[Tensor, "k p"]:
-    return torch.exp(2j * math.pi * (q @ shift[..., None])[..., 0])
+    angle = 2.0 * math.pi * (q @ shift[..., None])[..., 0]
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 def correlation(moving: Spectrum, target: Target, motion: Motion) -> Float[Tensor, "k"]:
     """C of each motion, 1 for equal maps."""
     q = target.points @ motion.rotation.mT
-    product = target.values.conj() * moving.sample(q)[0] * _phase(q, motion.shift)
+    product = target.values.conj() * moving.value(q) * _phase(q, motion.shift)
     return (product.real * target.weight).sum(-1)
 
 
@@ -95,8 +96,12 @@ def _slopes(moving: Spectrum, target: Target, motion: Motion) -> tuple[Tensor, T
     return gradient.double(), (parts.mT @ (curvature * parts)).double()
 
 
+_SETTLED = 1e-5
+"""Gain of the correlation below which a start has arrived: worth 0.001 degrees on a sharp peak."""
+
+
 def refine(moving: Spectrum, target: Target, start: Motion, *, steps: int) -> Motion:
-    """Levenberg-Marquardt steps from every start; a step is kept where it raises C."""
+    """Levenberg-Marquardt steps from every start, until all have settled; a step is kept where it raises C."""
     motion = Motion(start.rotation, start.shift, correlation(moving, target, start))
     damping = torch.full_like(motion.score, 1e-2, dtype=torch.float64)
     for _ in range(steps):
@@ -110,10 +115,13 @@ def refine(moving: Spectrum, target: Target, start: Motion, *, steps: int) -> Mo
         )
         score = correlation(moving, target, trial)
         better = score > motion.score
+        settled = bool(((score - motion.score).abs() < _SETTLED).all())
         motion = Motion(
             torch.where(better[:, None, None], trial.rotation, motion.rotation),
             torch.where(better[:, None], trial.shift, motion.shift),
             torch.where(better, score, motion.score),
         )
+        if settled:
+            break
         damping = torch.where(better, damping / 4.0, damping * 8.0).clamp(1e-6, 1e6)
     return motion

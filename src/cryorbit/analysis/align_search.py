@@ -27,14 +27,11 @@ class Candidates:
     ----------
     score
         Correlation of the whitened maps, -1 to 1; comparable within one search only.
-    significance
-        How many standard deviations the best score is above the mean of all rotations tried.
     """
 
     rotation: Float[Tensor, "k 3 3"]
     shift: Float[Tensor, "k 3"]
     score: Float[Tensor, "k"]
-    significance: float
 
 
 def spread_rotations(n: int) -> Float[Tensor, "n 3 3"]:
@@ -63,42 +60,70 @@ def shell_rms(
     return torch.where(rms > 0, rms, torch.ones_like(rms))
 
 
-def search_translations(moving: Spectrum, reference: Volume, *, n_rotations: int = 720) -> Candidates:
-    """Every translation for each of `n_rotations` rotations, on the whitened half ball |k| <= 8."""
-    points = half_ball(kmin=1.0, kmax=COARSE_KMAX, device=reference.values.device)
+def search_translations(
+    moving: Spectrum, reference: Volume, *, n_rotations: int = 720, kmax: int = COARSE_KMAX
+) -> Candidates:
+    """Every translation for each of `n_rotations` rotations, on the whitened half ball |k| <= kmax."""
+    points = half_ball(kmin=1.0, kmax=kmax, device=reference.values.device)
     shell = (points.double().norm(dim=-1) + 0.5).floor().long()
     rotations = spread_rotations(n_rotations).to(reference.values)
     target = at_grid(reference, points)
-    target = target / shell_rms(target, shell, shells=COARSE_KMAX + 2)[shell].to(target.real.dtype)
-    size = 4 * COARSE_KMAX
+    target = target / shell_rms(target, shell, shells=kmax + 2)[shell].to(target.real.dtype)
+    size = 4 * kmax
+    whitening = shell_rms(moving.value(points.to(rotations.dtype)), shell, shells=kmax + 2)[shell]
+    target = target / whitening.to(target.real.dtype)
+    score, shift = [], []
+    for some in rotations.split(_BATCH):
+        values = moving.value(points.to(rotations.dtype) @ some.mT)  # q = Q k
+        value, where = best_translation(target.conj() * values, points, size=size)
+        score.append(value / (2.0 * len(points)))
+        shift.append((some @ where[..., None])[..., 0])
+    return ranked(rotations, torch.cat(shift), torch.cat(score))
+
+
+def best_translation(
+    cross: Complex[Tensor, "k p"], points: Int[Tensor, "p 3"], *, size: int
+) -> tuple[Float[Tensor, "k"], Float[Tensor, "k 3"]]:
+    """Largest value over d of the sum over whole k of cross(k) exp(2 pi i k.d), and that d, in box edges.
+
+    `points` hold one of each pair k and -k; the other has the conjugate product. d lies on a grid of `size`.
+    """
     index = points % size
-    flat = (index[:, 2] * size + index[:, 1]) * (size // 2 + 1) + index[:, 0]
-    best, place = [], []
-    whitening = None
-    for start in range(0, n_rotations, _BATCH):
-        turned = points.to(rotations.dtype) @ rotations[start : start + _BATCH].mT  # q = Q k
-        values = moving.sample(turned)[0]
-        if whitening is None:
-            whitening = shell_rms(values[0], shell, shells=COARSE_KMAX + 2)[shell].to(values.real.dtype)
-        cross = (target.conj() * values / whitening).conj()
-        grid = cross.new_zeros(len(values), size * size * (size // 2 + 1))
-        grid[:, flat] = cross
-        # half of each conjugate pair was given; on the plane kx = 0 the other half must be written out
-        flat_axis = points[:, 0] == 0
-        partner = (-index[flat_axis]) % size
-        grid[:, (partner[:, 2] * size + partner[:, 1]) * (size // 2 + 1)] = cross[:, flat_axis].conj()
-        map_ = torch.fft.irfftn(grid.reshape(-1, size, size, size // 2 + 1), s=(size, size, size))
-        value, where = (map_ * size**3 / (2.0 * len(points))).reshape(len(values), -1).max(1)
-        best.append(value)
-        place.append(where)
-    score, where = torch.cat(best), torch.cat(place)
-    xyz = torch.stack([where % size, where // size % size, where // size**2], -1).to(rotations.dtype)
-    shift = -(xyz - size * (xyz >= size / 2)) / size
+    half = size // 2 + 1
+    grid = cross.new_zeros(len(cross), size * size * half)
+    grid[:, (index[:, 2] * size + index[:, 1]) * half + index[:, 0]] = cross
+    # on the plane kx = 0 both of each pair must be written out
+    plane = points[:, 0] == 0
+    partner = (-index[plane]) % size
+    grid[:, (partner[:, 2] * size + partner[:, 1]) * half] = cross[:, plane].conj()
+    sums = torch.fft.irfftn(grid.reshape(-1, size, size, half), s=(size, size, size), norm="forward")
+    value, where = sums.reshape(len(cross), -1).max(1)
+    xyz = torch.stack([where % size, where // size % size, where // size**2], -1).to(value.dtype)
+    return value, (xyz - size * (xyz >= size / 2)) / size
+
+
+def ranked(rotation: Tensor, shift: Tensor, score: Tensor) -> Candidates:
+    """Candidates, best first."""
     order = score.argsort(descending=True)
-    significance = float((score.max() - score.mean()) / score.std().clamp_min(1e-12))
-    # the peak was found as a displacement d of conj(G) F: exp(2 pi i q.c) must undo it, in the moving frame
-    in_moving = (rotations @ shift[..., None])[..., 0]
-    return Candidates(rotations[order], -in_moving[order], score[order], significance)
+    return Candidates(rotation[order], shift[order], score[order])
+
+
+def z_score(scores: Float[Tensor, "n"], best: float) -> float:
+    """Deviations of `best` above the largest cluster of the scores of all rotations (as in VESPER).
+
+    Sorted scores part where two neighbours are further apart than a fifth of the range, so that a few right
+    rotations do not count as background. Scores of one pair of maps grow with their size; z compares pairs.
+
+    >>> round(z_score(torch.tensor([0.0, 1.0, 2.0, 10.0]), 10.0), 2)
+    9.0
+    """
+    ordered = scores.double().sort().values
+    cut = 0.2 * (ordered[-1] - ordered[0])
+    ends = (torch.nonzero(ordered.diff() > cut)[:, 0] + 1).tolist()
+    parts = torch.tensor_split(ordered.cpu(), ends)
+    background = max(parts, key=len)
+    spread = float(background.std()) if len(background) > 1 else 0.0
+    return (best - float(background.mean())) / max(spread, 1e-12)
 
 
 def search_rotations(
@@ -121,7 +146,7 @@ def search_rotations(
     q = (radii[:, None, None, None] * sphere.direction).to(moving.channels)
 
     def coefficients(spectrum: Spectrum, centre: Tensor) -> Complex[Tensor, "s l m"]:
-        values = spectrum.sample(q)[0].to(torch.complex128)
+        values = spectrum.value(q).to(torch.complex128)
         values = values * torch.exp(2j * math.pi * (q.double() @ centre.double()))
         flm = sphere.analyse(values)
         flm[:, 0] = 0  # degree 0 is blind to rotation
@@ -142,5 +167,4 @@ def search_rotations(
     inverse = rotations_at(where[top].double(), size)  # R f(x) = f(R^-1 x): the map's rotation is the inverse
     rotation = inverse.mT.to(moving.channels)
     shift = centre_moving - (rotation @ centre_reference.to(rotation)[:, None])[..., 0]
-    significance = float((score.max() - grid.mean()) / grid.std().clamp_min(1e-12))
-    return Candidates(rotation, shift.to(rotation), score[top].to(rotation), significance)
+    return Candidates(rotation, shift.to(rotation), score[top].to(rotation))

@@ -52,7 +52,8 @@ class Spectrum:
     Parameters
     ----------
     channels
-        Shape (1, 2 or 8, m, m, m): real and imaginary part of F and, with gradient, of dF/dq (x, y, z).
+        Shape (1, c, m, m, m): real and imaginary part of F and, with gradient, of dF/dq (x, y, z); or of several
+        functions.
     box
         Edge n of the map; frequency k of the map is index m // 2 + 2 k.
     """
@@ -64,25 +65,44 @@ class Spectrum:
     def of(cls, volume: Volume, *, gradient: bool = False) -> Spectrum:
         """Prepare a map; sinc^2 of the interpolation is divided out beforehand."""
         n = volume.box
-        m = PADDING * n
         x = (torch.arange(n, device=volume.values.device) - n // 2).to(volume.values)
-        envelope = torch.sinc(x / m) ** 2
-        values = volume.values / (envelope[:, None, None] * envelope[:, None] * envelope)
+        values = volume.values
         parts = [values]
         if gradient:
             parts += [values * x, values * x[:, None], values * x[:, None, None]]
-        channels = values.new_empty(1, 2 * len(parts), m, m, m)
-        for i, part in enumerate(parts):
+        spectrum = cls.of_fields(torch.stack(parts))
+        if gradient:  # dF/dq = -2 pi i / n * transform of x V(x); (re, im) times -i is (im, -re)
+            real, imag = spectrum.channels[0, 2::2].clone(), spectrum.channels[0, 3::2]
+            spectrum.channels[0, 2::2], spectrum.channels[0, 3::2] = imag, -real
+            spectrum.channels[0, 2:] *= 2.0 * math.pi / n
+        return spectrum
+
+    @classmethod
+    def of_fields(cls, fields: Float[Tensor, "c n n n"]) -> Spectrum:
+        """Prepare several functions on one grid, one pair of channels each."""
+        n = fields.shape[-1]
+        m = PADDING * n
+        x = (torch.arange(n, device=fields.device) - n // 2).to(fields)
+        envelope = torch.sinc(x / m) ** 2
+        channels = fields.new_empty(1, 2 * len(fields), m, m, m)
+        for i, part in enumerate(fields):
+            part = part / (envelope[:, None, None] * envelope[:, None] * envelope)
             spectrum = fft_centred(box_pad(part, m, ndim=3), (0, 1, 2))
-            if i > 0:  # dF/dq = -2 pi i / n * transform of x V(x)
-                spectrum = spectrum * complex(0.0, -2.0 * math.pi / n)
             channels[0, 2 * i], channels[0, 2 * i + 1] = spectrum.real, spectrum.imag
         return cls(channels, n)
 
     def sample(self, q: Float[Tensor, "*batch 3"]) -> Complex[Tensor, "c *batch"]:
         """F, and its gradient if prepared, at frequencies q (x, y, z); zero beyond the grid."""
-        m = self.channels.shape[-1]
-        index = q * PADDING + m // 2
-        grid = (2.0 * index / (m - 1) - 1.0).reshape(1, 1, 1, -1, 3).to(self.channels.dtype)
-        values = grid_sample(self.channels, grid, mode="bilinear", align_corners=True)[0, :, 0, 0]
-        return torch.complex(values[0::2], values[1::2]).reshape(-1, *q.shape[:-1])
+        return _sampled(self.channels, q)
+
+    def value(self, q: Float[Tensor, "*batch 3"]) -> Complex[Tensor, "*batch"]:
+        """F alone at frequencies q, whether or not the gradient was prepared."""
+        return _sampled(self.channels[:, :2], q)[0]
+
+
+def _sampled(channels: Tensor, q: Tensor) -> Tensor:
+    m = channels.shape[-1]
+    index = q * PADDING + m // 2
+    grid = (2.0 * index / (m - 1) - 1.0).reshape(1, 1, 1, -1, 3).to(channels.dtype)
+    values = grid_sample(channels, grid, mode="bilinear", align_corners=True)[0, :, 0, 0]
+    return torch.complex(values[0::2], values[1::2]).reshape(-1, *q.shape[:-1])
