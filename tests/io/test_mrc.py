@@ -10,7 +10,7 @@ import torch
 
 from cryorbit.data import Volume
 from cryorbit.errors import BadFile, BadInput
-from cryorbit.io.mrc import read_map, write_map
+from cryorbit.io.mrc import map_shape, read_map, write_map
 
 CELL_DIGITS = 1e-6
 """Relative: a voxel size goes through a float32 cell length."""
@@ -90,6 +90,37 @@ def test_padding_keeps_the_middle_and_the_place(tmp_path):
     assert padded.origin_A == (10.0, 20.0 - 2 * 2.0, 30.0 - 2 * 2.0)
 
 
+@pytest.mark.parametrize(
+    ("origin", "nstart"),
+    [((0, 0, 0), (0, 0, 0)), ((10, -20, 30), (0, 0, 0)), ((0, 0, 0), (-3, 4, 5)), ((2, 4, 0), (7, 7, 7))],
+)
+def test_a_map_that_is_no_cube_stays_where_viewers_put_it(tmp_path, origin, nstart):
+    """Padded and cut again it is the same file; in between, each voxel has the place it had."""
+    values = np.random.default_rng(1).standard_normal((4, 7, 5)).astype(np.float32)
+    with mrcfile.new(tmp_path / "a.mrc") as file:
+        file.set_data(values)
+        file.voxel_size = 2.0
+        file.header.origin = origin
+        file.header.nxstart, file.header.nystart, file.header.nzstart = nstart
+
+    def place_of(volume, index):  # as viewers do: ORIGIN unless zero, else NSTART
+        start = volume.origin_A if any(volume.origin_A) else [2.0 * s for s in volume.nstart]
+        return [s + 2.0 * i for s, i in zip(start, index, strict=True)]
+
+    padded = read_map(tmp_path / "a.mrc", to_cube="pad")
+    old = origin if any(origin) else [2.0 * s for s in nstart]
+    z, y, x = (int(i[0]) for i in np.nonzero(padded.values.numpy() == values[1, 2, 3]))
+    assert place_of(padded, (x, y, z)) == [o + 2.0 * i for o, i in zip(old, (3, 2, 1), strict=True)]
+    write_map(tmp_path / "b.mrc", padded, shape=map_shape(tmp_path / "a.mrc"))
+    with mrcfile.open(tmp_path / "b.mrc") as back:
+        np.testing.assert_array_equal(back.data, values)
+        assert back.header.origin.tolist() == tuple(origin)
+        start = [int(back.header[k]) for k in ("nxstart", "nystart", "nzstart")]
+        assert start == list(nstart)
+    with pytest.raises(BadInput, match="Pad it first"):
+        write_map(tmp_path / "c.mrc", padded, shape=(4, 8, 5))
+
+
 def test_bad_headers_are_named(tmp_path):
     """Cut file, no header, no voxel size, a map that is not finite."""
     write_map(tmp_path / "a.mrc", Volume(_map(), 2.0))
@@ -134,7 +165,8 @@ def test_axes_in_any_order(data_dir, tmp_path, name):
     inner = ours.values[tuple(slice(s, s + m) for s, m in zip(start, reversed(xyz.shape), strict=True))]
     np.testing.assert_array_equal(inner.numpy(), xyz.transpose(2, 1, 0))
     nstart = [int(other.header[k]) for k in ("nxstart", "nystart", "nzstart")]
-    assert ours.nstart == tuple(nstart[axes.index(axis)] for axis in (1, 2, 3))
+    at_first = [nstart[axes.index(axis)] for axis in (1, 2, 3)]
+    assert list(ours.nstart) == [s - before for s, before in zip(at_first, reversed(start), strict=True)]
 
 
 @pytest.mark.data

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from cryorbit.data.volume import Volume
+from cryorbit.data.volume import Volume, moved_place
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.atomic import atomic_path
 from cryorbit.io.compressed import read_plain
@@ -22,7 +22,7 @@ from cryorbit.io.mrc_header import (
 )
 from cryorbit.io.mrc_stack import MrcImages, StackWriter
 
-__all__ = ["MrcImages", "StackWriter", "read_map", "write_map"]
+__all__ = ["MrcImages", "StackWriter", "map_shape", "read_map", "write_map"]
 
 _SQUARE_CELL = 1e-3
 """Relative difference of voxel edges that still counts as a cubic voxel: headers are rounded to 3
@@ -45,7 +45,7 @@ def read_map(
         Replaces the header's voxel size; needed where the header has none.
     to_cube
         What to do with a map that is no cube: refuse it, or pad it with zeros around index N // 2. Padding
-        moves ORIGIN so that overlays stay right.
+        moves ORIGIN and NSTART so that overlays stay right; `write_map` with the shape of `map_shape` undoes it.
 
     Raises
     ------
@@ -65,35 +65,62 @@ def read_map(
                 "(read_map(to_cube='pad'))."
             )
         values, before = _pad_to_cube(values)
-        x, y, z = (o - b * voxel for o, b in zip(origin, reversed(before), strict=True))
-        origin = (x, y, z)
+        x, y, z = (-b for b in reversed(before))
+        origin, nstart = moved_place(origin, nstart, (x, y, z), float(voxel))
     return Volume(torch.from_numpy(values), pixel_size_A=float(voxel), origin_A=origin, nstart=nstart)
 
 
-def write_map(path: str | os.PathLike[str], volume: Volume) -> None:
+def map_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Voxels along z, y, x of a map that need not be a cube.
+
+    Raises
+    ------
+    BadFile
+        If the header cannot be read.
+    """
+    header = read_header(path)
+    if sorted(header.axes) != [1, 2, 3]:
+        return header.size[2], header.size[1], header.size[0]
+    x, y, z = _in_xyz(header, header.size)
+    return z, y, x
+
+
+def write_map(
+    path: str | os.PathLike[str], volume: Volume, *, shape: tuple[int, int, int] | None = None
+) -> None:
     """Write a map as MRC2014 mode 2, with its ORIGIN and NSTART, whole or not at all.
+
+    Parameters
+    ----------
+    shape
+        Voxels along z, y, x to write, about index N // 2; None: all. ORIGIN and NSTART move along.
 
     Raises
     ------
     BadFile
         If the disk refuses.
     BadInput
-        If a value is not finite.
+        If a value is not finite, or the shape is larger than the map.
     """
-    values = volume.values.detach().to("cpu", torch.float32).contiguous()
+    values = volume.values.detach().to("cpu", torch.float32)
+    origin, nstart = volume.origin_A, volume.nstart
+    if shape is not None:
+        values, (x, y, z) = _central(values, shape)
+        origin, nstart = moved_place(origin, nstart, (x, y, z), volume.pixel_size_A)
+    values = values.contiguous()
     if not torch.isfinite(values).all():
         raise BadInput(f"{path}: the map has values that are not finite. Look for the step that made them.")
     statistics = PixelStatistics()
     statistics.add(values)
-    n = volume.box
+    sections, rows, columns = values.shape
     header = header_bytes(
-        size=(n, n, n),
+        size=(columns, rows, sections),
         mode=MODES["float32"],
         pixel_size_A=volume.pixel_size_A,
         is_stack=False,
         statistics=statistics,
-        origin_A=volume.origin_A,
-        nstart=volume.nstart,
+        origin_A=origin,
+        nstart=nstart,
     )
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
@@ -149,3 +176,13 @@ def _pad_to_cube(values: np.ndarray) -> tuple[np.ndarray, list[int]]:
     before = [n // 2 - m // 2 for m in values.shape]
     widths = [(b, n - m - b) for b, m in zip(before, values.shape, strict=True)]
     return np.pad(values, widths), before
+
+
+def _central(values: torch.Tensor, shape: tuple[int, int, int]) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    """The central voxels, index N // 2 of each axis kept; also what was cut off before (x, y, z)."""
+    if any(not 0 < m <= n for n, m in zip(values.shape, shape, strict=True)):
+        raise BadInput(f"write_map: {shape} voxels wanted of a map of {tuple(values.shape)}. Pad it first.")
+    cut = [n // 2 - m // 2 for n, m in zip(values.shape, shape, strict=True)]
+    for axis, (start, length) in enumerate(zip(cut, shape, strict=True)):
+        values = values.narrow(axis, start, length)
+    return values, (cut[2], cut[1], cut[0])
