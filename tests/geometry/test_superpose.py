@@ -200,3 +200,17 @@ def test_senseless_options_are_refused():
         superpose(_points(), _points(), method="guess")
     with pytest.raises(BadInput, match="at least 4"):
         superpose_bayes(_points(3), _points(3))
+
+
+def test_a_third_of_the_points_may_move():
+    """50 points of 140 turned by 35 degrees about a hinge: the others are left with their noise alone."""
+    generator = torch.Generator().manual_seed(7)
+    points = 6 * torch.randn(140, 3, generator=generator, dtype=F64)
+    points[90:] += torch.tensor([20.0, 0.0, 0.0], dtype=F64)
+    moved = points.clone()
+    hinge = rotvec_to_matrix(torch.tensor([0.0, 0.0, 0.61], dtype=F64))
+    moved[90:] = (points[90:] - points[90]) @ hinge.mT + points[90]
+    moved = moved + 0.35 * torch.randn(140, 3, generator=generator, dtype=F64)
+    found = superpose_bayes(moved, points)
+    left = (found.motion.apply(moved) - points)[:90]
+    assert float((left**2).sum(-1).mean().sqrt()) == pytest.approx(0.35 * 3**0.5, rel=0.15)

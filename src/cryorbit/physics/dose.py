@@ -18,7 +18,7 @@ _AT_200_KV = 0.8
 def critical_dose(
     frequency_per_A: Float[Tensor, "*grid"], *, voltage_kV: float = 300.0
 ) -> Float[Tensor, "*grid"]:
-    """Electrons per square angstrom after which the signal has fallen to 1/e: 0.245 k^-1.665 + 2.81 at 300 kV.
+    """Electrons per square angstrom after which the signal's power has fallen to 1/e: 0.245 k^-1.665 + 2.81 at 300 kV.
 
     Infinite at the origin; 0.8 of it at 200 kV.
 
