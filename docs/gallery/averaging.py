@@ -18,7 +18,7 @@ from cryorbit.report.style import BLUE, INK, MUTED, ORANGE, TEAL, figure, house_
 COLOURS = {"geodesic": BLUE, "chordal": ORANGE, "quaternion": TEAL}
 
 
-def errors_deg(metric: str, p: int, wrong: int, *, draws: int = 40) -> float:
+def errors_deg(metric: str, p: int, wrong: int, *, draws: int = 30) -> float:
     """Median error of the mean of 20 rotations near the truth, `wrong` of them replaced by random ones."""
     generator = torch.Generator().manual_seed(wrong)
     noise = rotvec_to_matrix(0.05 * torch.randn(draws, 20, 3, generator=generator, dtype=torch.float64))

@@ -29,7 +29,7 @@ def main(path: Path) -> None:
     merged = Volume(0.5 * (one.values + two.values), PIXEL_A)
     half = fourier_shell_correlation(one, two)
     real = fourier_shell_correlation(merged, truth)
-    k = half.frequency_per_A
+    k, last = half.frequency_per_A, float(half.frequency_per_A[-1])
     with house_style():
         fig = figure(10.5, 5.6)
         panels = fig.subplot_mosaic(
@@ -60,14 +60,14 @@ def main(path: Path) -> None:
         limit = 1 / half.resolution_A(1 / 7)
         axes.axvline(limit, color=MUTED, linewidth=0.8)
         axes.text(limit, 1.0, f" {1 / limit:.1f} Å", color=INK, fontsize=9, va="top")
-        axes.set(xlim=(0, k[-1]), ylim=(-0.1, 1.05), xlabel="spatial frequency, 1/Å", ylabel="correlation")
+        axes.set(xlim=(0, last), ylim=(-0.1, 1.05), xlabel="spatial frequency, 1/Å", ylabel="correlation")
         axes.set_title("FSC = 1/7 between halves is 1/2 with the truth")
         axes.legend(loc="center left", bbox_to_anchor=(0.0, 0.385))
         ratio = ssnr(half.correlation)
         panels["ssnr"].semilogy(k, ratio.clamp_min(1e-3), color=TEAL)
         panels["ssnr"].axhline(1 / 3, color=MUTED, linewidth=0.8, linestyle=":")
         panels["ssnr"].text(0.004, 0.1, "1/3, where FSC = 1/7", color=MUTED, fontsize=8.5)
-        panels["ssnr"].set(ylim=(1e-2, None), xlim=(0, k[-1]), xlabel="spatial frequency, 1/Å")
+        panels["ssnr"].set(ylim=(1e-2, None), xlim=(0, last), xlabel="spatial frequency, 1/Å")
         panels["ssnr"].set_title("Signal-to-noise of the mean")
         fig.savefig(path, dpi=150, facecolor="white")
 

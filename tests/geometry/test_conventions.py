@@ -129,3 +129,13 @@ def test_view_rotation_has_finite_gradients_at_the_pole():
     direction = torch.tensor([0.0, 0.0, 1.0], requires_grad=True)
     (gradient,) = torch.autograd.grad(view_rotation(direction).sum(), direction)
     assert torch.isfinite(gradient).all()
+
+
+@given(rotations())
+def test_hand_flip_turns_rot_and_psi_by_half(a):
+    """F A F = Rz(180) A' Rz(180) in RELION's words: (rot + 180, tilt, psi + 180) is (rot, -tilt, psi)."""
+    angles_deg = matrix_to_relion_angles(a)
+    half = torch.tensor([180.0, 0.0, 180.0], dtype=F64)
+    z = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=F64))
+    _close(mirror_pose_rotation(a), z @ a @ z)
+    _close(relion_angles_to_matrix(angles_deg + half), mirror_pose_rotation(a), 1e-7)
