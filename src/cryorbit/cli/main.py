@@ -16,13 +16,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "simulate a synthetic complex, find its map from nothing, judge it against the truth"),
     "check": ("check", "look a particle file over before any long run"),
     "abinitio": ("abinitio", "from particle images to poses, half maps, FSC and a report, with no start map"),
+    "refine": ("refine", "poses and half maps to the resolution the images hold, from poses or from a map"),
     "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
-    "postprocess": ("postprocess", "half maps to a sharpened map: mask, FSC, B-factor, local resolution, cones"),
+    "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
     "evaluate": ("evaluate", "poses and map of a run against the truth of a simulation"),
     "simulate": ("simulate", "a particle stack with known truth, from a structure or a map"),
     "convert": ("convert", "between RELION, cryoSPARC and cryoDRGN files, and between map formats"),
+    "particles": ("particles_expand", "expand particle files by symmetry, and collapse them again"),
     "report": ("report", "write report.html anew from the files of a run"),
     "doctor": ("doctor", "versions, devices, threads, memory and disk of this installation"),
     "bench": ("bench", "score ab initio runs on simulated stacks, beside chance, oracle and peers"),
@@ -33,7 +35,11 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     "poses": {
         "train": ("poses_train", "a network for a known map and images like the given ones"),
         "predict": ("poses_predict", "poses of new particles with a trained network"),
-    }
+    },
+    "particles": {
+        "expand": ("particles_expand", "one row per symmetric copy of each particle"),
+        "collapse": ("particles_collapse", "an expanded file back to one row per particle"),
+    },
 }
 """Verbs of two words: the second one -> (module in this folder, one line for the help)."""
 

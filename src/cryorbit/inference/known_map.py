@@ -8,10 +8,11 @@ from functools import cached_property
 from threading import Lock
 
 import torch
-from jaxtyping import Complex, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryorbit.geometry.so3_grid import healpix_directions
+from cryorbit.geometry.symmetry import in_asymmetric_unit
 from cryorbit.inference.amortised_data import TrainingImages
 from cryorbit.inference.locate import Located, locate
 from cryorbit.inference.observations import Observations
@@ -39,25 +40,33 @@ class PoseSearch:
     2 % of the images of a 140 A particle, seen to 40 A, into a false mode.)"""
     radius: int = field(kw_only=True)
     """Frequencies that poses are refined with."""
+    group: Float[Tensor, "g 3 3"] = field(default_factory=lambda: torch.eye(3)[None], kw_only=True)
+    """Rotations of the particle onto itself."""
     _making: Lock = field(default_factory=Lock, init=False, repr=False)
 
-    def __call__(self, rows: Int[Tensor, "n"]) -> Located:
-        """Exact posterior of some images over the whole grid, its best modes refined."""
+    def __call__(
+        self,
+        rows: Int[Tensor, "n"],
+        *,
+        known: tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 2"]] | None = None,
+    ) -> Located:
+        """Exact posterior of some images over the whole grid, its best modes refined; poses `known` before compete."""
         with self._making:  # the first call makes it, for all threads
             view = self._view
         return joined(
             locate(
                 self.observed,
-                part,
+                rows[at],
                 view,
                 self.half,
-                torch.eye(3)[None],
+                self.group,
                 radius=self.radius,
                 iterations=3,
                 shift_sd_px=self.shift_sd_px,
                 crop=self.box,
+                known=None if known is None else (known[0][at], known[1][at]),
             )
-            for part in rows.split(16)
+            for at in torch.arange(len(rows)).split(16)
         )
 
     @cached_property
@@ -65,10 +74,13 @@ class PoseSearch:
         """Grid of poses, its templates and shifts."""
         observed = self.observed
         level = level_for(self.grid_radius, observed.particle_radius_px, box=observed.box)
+        directions = healpix_directions(level.order)
+        if len(self.group) > 1:
+            directions = directions[in_asymmetric_unit(directions, self.group.double())]
         return make_view(
             self.half,
             level,
-            healpix_directions(level.order),
+            directions,
             n=self.box,
             box=observed.box,
             reach_px=min(max(3.3 * self.shift_sd_px, level.shift_step_px), 0.35 * observed.box),

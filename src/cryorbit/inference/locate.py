@@ -47,7 +47,7 @@ def disk_data(
     centre = observed.box // 2
     values = transforms[:, points[:, 1].long() + centre, points[:, 0].long()]
     values = observed.undo_odd_phase(values, rows, points)
-    deviation = observed.noise_at(points.norm(dim=1), floor=FLOOR).sqrt()
+    deviation = observed.noise_of(rows, points.norm(dim=1), floor=FLOOR).sqrt()
     return DiskData(values / deviation, observed.ctf(rows, points) / deviation, points, observed.box)
 
 

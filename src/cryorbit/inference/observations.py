@@ -96,6 +96,12 @@ class Observations:
         shell = radius.round().long().clamp(0, self.noise_power.shape[0] - 1)
         return torch.maximum(self.noise_power, floor * self.total_power)[shell]
 
+    def noise_of(
+        self, rows: Int[Tensor, "n"], radius: Float[Tensor, "k"], *, floor: float
+    ) -> Float[Tensor, "#n k"]:
+        """`noise_at` for some images; one row serves all of them here."""
+        return self.noise_at(radius, floor=floor)[None]
+
 
 def level(
     images: Float[Tensor, "n box box"], background: Bool[Tensor, "box box"], *, sign: float, scale_each: bool

@@ -138,7 +138,7 @@ def insert_block(
     """Add images to the sums of their half at their poses and all symmetry-related ones, in place."""
     points = half_disk(radius, inner=0.0)
     centre = observed.box // 2
-    noise = observed.noise_at(points.norm(dim=1), floor=0.0)
+    radii = points.norm(dim=1)
 
     def work(half: int) -> None:
         for chosen in rows[halves == half].split(CHUNK):
@@ -147,6 +147,7 @@ def insert_block(
             values = observed.transforms(chosen)[:, points[:, 1].long() + centre, points[:, 0].long()]
             values = observed.undo_odd_phase(values, chosen, points)
             ctf = observed.ctf(chosen, points)
+            noise = observed.noise_of(chosen, radii, floor=0.0)
             phase = poses.shift_px[chosen] @ points.T * (2 * torch.pi / observed.box)
             values = values * torch.polar(ctf / noise, phase)
             weights = ctf.square() / noise

@@ -1,0 +1,340 @@
+"""The stages of a refinement: a search where poses are wanting, rounds of pose and map, a last pass at full radius."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cryorbit.data import ParticleStack, Volume
+from cryorbit.geometry.rotations import geodesic_angle
+from cryorbit.geometry.symmetry import is_cubic, point_group
+from cryorbit.inference.abinitio import half_sets
+from cryorbit.inference.engine import Progress, Workers, generator_from
+from cryorbit.inference.half_maps import HalfMaps, solve_halves
+from cryorbit.inference.known_map import PoseSearch
+from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.local_search import Near, search_near
+from cryorbit.inference.locate import disk_data
+from cryorbit.inference.map_fit import fit_to_images
+from cryorbit.inference.observations import contrast_of, observe
+from cryorbit.inference.particle_model import ParticleModel
+from cryorbit.inference.refinement_settings import RefinementSettings
+from cryorbit.inference.registration import SmallMotion, motion_between
+from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
+from cryorbit.inference.start_maps import below, start_maps, support
+
+GROW_ABOVE = 0.143
+"""Correlation of the halves that the radius follows."""
+STILL_BELOW = 0.25
+"""Median turn of the poses in a round, in units of their own uncertainty, below which they stand still."""
+SEARCH_TURNS = 2.9
+"""Waves along the particle's radius that an exhaustive search compares on its grid."""
+NEAR_STEPS = 2.5
+"""Reach of the first round's local search, in turns of 1 radian of phase at the particle's rim."""
+
+
+class RefinementRounds:
+    """One refinement: what is fixed from the start, and its stages."""
+
+    def __init__(
+        self, stack: ParticleStack, settings: RefinementSettings, reference: Volume | None, team: Workers
+    ) -> None:
+        self.stack, self.settings, self.reference, self.team = stack, settings, reference, team
+        self.group = point_group(settings.symmetry).float()
+        generator = generator_from(None, seed=settings.seed)
+        self.observed = observe(
+            stack,
+            sign=contrast_of(stack, settings.contrast),
+            particle_diameter_A=settings.particle_diameter_A,
+            nearly_round=is_cubic(settings.symmetry),
+            generator=generator,
+        )
+        self.own_halves = stack.half_set is not None and set(stack.half_set.unique().tolist()) == {1, 2}
+        self.halves = half_sets(stack, generator=generator)
+        self.model = ParticleModel.of(self.observed, self.halves)
+        self.field_A = stack.box * stack.pixel_size_A
+        self.last_shell = (stack.box - 1) // 2
+        self.limit = self.last_shell - 1
+        if settings.max_resolution_A is not None:
+            self.limit = min(self.limit, int(self.field_A / settings.max_resolution_A))
+        self.waves_per_px = self.observed.particle_radius_px / self.observed.box
+        self.least = min(max(4, round(1.05 / self.waves_per_px)), self.limit)
+        self.start_radius = min(
+            max(round(self.field_A / settings.start_resolution_A), self.least), self.limit
+        )
+        wanted = round(SEARCH_TURNS * len(self.group) ** (1 / 3) / self.waves_per_px)
+        self.crop = min(2 * (wanted + 3), stack.box + stack.box % 2)
+        self.search_radius = min(wanted, self.crop // 2 - 3, self.limit)
+
+    def go(self, state: dict[str, Any]) -> Iterator[Progress]:
+        """All stages, from wherever `state` stands; at the end it holds the sums of the last sweep."""
+        if state:
+            self.model = self.model.restored(state)
+        else:
+            state |= self._beginning()
+        poses = PoseTable.restore(state)
+        if state["stage"] == "search":
+            yield from self._search(state, poses)
+        while state["stage"] == "refine":
+            maps = self._maps_of(state)
+            if maps is not None and state["round"] == 2 and not state.get("looked_twice"):
+                yield from self._second_look(state, poses, maps)
+            reach = min(self.limit, int(1.4 * state["radius"]) + 4)
+            reach = reach if maps is not None else self.limit
+            yield from self._sweep(state, poses, maps, reach=reach)
+            self._learn(state, poses, maps, reach=reach)
+        yield from self._sweep(state, poses, None, reach=self.last_shell)
+
+    def last_maps(self, state: dict[str, Any]) -> HalfMaps:
+        """Half maps out to the last shell from the sums of the last sweep."""
+        return self._solve(state["raw0"], state["raw1"], self.last_shell)
+
+    def _beginning(self) -> dict[str, Any]:
+        poses = PoseTable.empty(len(self.stack))
+        given = self.stack.pose
+        search = self.settings.search or given is None
+        if given is not None and not search:
+            poses.rotation[:] = given.rotation
+            poses.shift_px[:] = given.shift_A / self.stack.pixel_size_A
+            poses.confidence[:] = 1
+        return {
+            "stage": "search" if search else "refine",
+            "round": 0 if self.reference is None else 1,
+            "block": 0,
+            "visits": 0,
+            "fraction": 0.0,
+            "radius": self.start_radius,
+            "start_radius": self.start_radius,
+            "shift_sd_px": spread_px(poses),
+            **poses.state(),
+            **self.model.state(),
+        }
+
+    def _lattice(self, reach: int) -> Lattice:
+        return Lattice(min(2 * (reach + 2), self.stack.box + self.stack.box % 2))
+
+    def _solve(self, raw0: Tensor, raw1: Tensor, reach: int) -> HalfMaps:
+        lattice = self._lattice(reach)
+        mask = support(lattice, self.observed)
+        radius = min(reach, lattice.n // 2 - 1)
+        return solve_halves((raw0, raw1), lattice, mask, radius=radius, joined_radius=0.0)
+
+    def _maps_of(self, state: dict[str, Any]) -> HalfMaps | None:
+        """What the images of this round are compared with; None in round 0, which only adds images at given poses."""
+        if state["round"] == 0:
+            return None
+        if "last0" not in state:
+            return start_maps(self._reference(), self.observed, radius=self.start_radius)
+        maps = self._solve(state["last0"], state["last1"], state["last_reach"])
+        if state["round"] == 1 and not self.own_halves:
+            return below(maps, self.start_radius, self.observed)
+        return maps
+
+    def _reference(self) -> Volume:
+        assert self.reference is not None  # asked for only by stages that have one
+        return self.reference
+
+    def _pose_search(self, half: Tensor, shift_sd_px: float, radius: int) -> PoseSearch:
+        return PoseSearch(
+            self.model,
+            half,
+            shift_sd_px,
+            box=self.crop,
+            grid_radius=min(radius, self.search_radius),
+            radius=radius,
+            group=self.group,
+        )
+
+    def _search(self, state: dict[str, Any], poses: PoseTable) -> Iterator[Progress]:
+        """Every image over all poses, against the low-passed reference."""
+        radius = self.start_radius
+        half = start_maps(self._reference(), self.observed, radius=radius).halves[0]
+        if "searched_sd" not in state:
+            fit = fit_to_images(
+                self.observed,
+                half,
+                box_px=min(2 * (min(radius, self.search_radius) + 2), self.crop),
+                generator=generator_from(None, seed=self.settings.seed),
+                team=self.team,
+            )
+            state["searched_sd"] = fit.shift_sd_px
+        search = self._pose_search(half, state["searched_sd"], radius)
+        rows = torch.arange(len(self.stack))
+        yield from self._search_rows(state, poses, rows, (search, search), "search of all poses")
+        state |= {"stage": "refine", "block": 0, "fraction": 0.3, "shift_sd_px": spread_px(poses)}
+
+    def _second_look(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps) -> Iterator[Progress]:
+        """Search all poses, with the better maps, for the images that are explained worst."""
+        if "doubtful" not in state:
+            state |= {"doubtful": poses.doubtful(), "block": 0}
+        radius = min(state["radius"], int(1.5 * self.search_radius))
+        # One particle in ninety sits beyond three standard deviations in the plane.
+        wide = 1.4 * state["shift_sd_px"]
+        first, second = (self._pose_search(half, wide, radius) for half in maps.halves)
+        yield from self._search_rows(
+            state, poses, state["doubtful"], (first, second), "second look", known=True
+        )
+        state |= {"looked_twice": True, "block": 0}
+        del state["doubtful"]
+
+    def _search_rows(
+        self,
+        state: dict[str, Any],
+        poses: PoseTable,
+        rows: Int[Tensor, "m"],
+        searches: tuple[PoseSearch, PoseSearch],
+        label: str,
+        *,
+        known: bool = False,
+    ) -> Iterator[Progress]:
+        """Exhaustive search of some images, block by block; the pose that an image has competes if it is `known`."""
+        blocks = rows.split(64 * self.team.count)
+
+        def work(part: tuple[Tensor, int]) -> None:
+            chosen, h = part
+            before = (poses.rotation[chosen], poses.shift_px[chosen]) if known else None
+            poses.put(chosen, searches[h](chosen, known=before))
+
+        for i in range(state["block"], len(blocks)):
+            sides = self.halves[blocks[i]]
+            self.team.map(work, [(p, h) for h in (0, 1) for p in blocks[i][sides == h].split(16) if len(p)])
+            state |= {"block": i + 1, "visits": state["visits"] + len(blocks[i]), **poses.state()}
+            metrics = {
+                "image_visits": float(state["visits"]),
+                "confidence": float(poses.confidence[rows[: (i + 1) * 64 * self.team.count]].mean()),
+            }
+            done = state["fraction"] + (0.02 if known else 0.3) * (i + 1) / len(blocks)
+            yield Progress(label, i + 1, len(blocks), done, metrics, dict(state))
+
+    def _blocks(self) -> tuple[Tensor, ...]:
+        """Blocks of rows with the two halves balanced in each."""
+        order = torch.argsort(self.halves, stable=True)
+        n0 = int((self.halves == 0).sum())
+        n_blocks = max(1, len(order) // (256 * max(self.team.count, 2)))
+        pairs = zip(order[:n0].tensor_split(n_blocks), order[n0:].tensor_split(n_blocks), strict=True)
+        return tuple(torch.cat(pair) for pair in pairs)
+
+    def _sweep(
+        self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int
+    ) -> Iterator[Progress]:
+        """One pass over all images: poses against `maps`, then into the sums of their half out to `reach`."""
+        lattice, blocks, current, radius = (
+            self._lattice(reach),
+            self._blocks(),
+            state["round"],
+            state["radius"],
+        )
+        if state["block"] == 0:
+            state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros(), "before": poses.rotation.clone()}
+        raw = (state["raw0"], state["raw1"])
+        label = "maps of given poses" if not current else f"round {current}" if maps else "final half maps"
+        motion = SmallMotion.none()
+        if maps is not None and maps.halves[0] is not maps.halves[1]:
+            motion = motion_between(maps, self.group, box=self.stack.box)
+        begun, share = state["fraction"], (0.98 - state["fraction"]) / (2 if maps else 3)
+        for i in range(state["block"], len(blocks)):
+            rows = blocks[i]
+            halves = self.halves[rows]
+            if maps is not None:
+                if current == 1:
+                    self._look_near(state, poses, rows, maps)
+                refine_block(
+                    self.model,
+                    poses,
+                    rows,
+                    halves,
+                    maps,
+                    radius=radius,
+                    iterations=3 if current == 1 else 2,
+                    shift_sd_px=state["shift_sd_px"],
+                    team=self.team,
+                )
+                state["visits"] += len(rows)
+                second = rows[halves == 1]
+                moved = motion.moved(poses.rotation[second], poses.shift_px[second])
+                poses.rotation[second], poses.shift_px[second] = moved
+            insert_block(
+                self.model, poses, rows, halves, lattice, raw, self.group, radius=reach, team=self.team
+            )
+            state |= {"block": i + 1, **poses.state()}
+            metrics = {"image_visits": float(state["visits"]), "radius": float(radius)}
+            yield Progress(
+                label, i + 1, len(blocks), begun + share * (i + 1) / len(blocks), metrics, dict(state)
+            )
+        state["fraction"] = begun + share
+
+    def _look_near(self, state: dict[str, Any], poses: PoseTable, rows: Tensor, maps: HalfMaps) -> None:
+        """The first round's local search, around the poses that were given or found."""
+        radius, turn = min(state["radius"], self.search_radius), self.settings.near_deg
+        if turn is None:
+            # Poses that come with half sets come from a refinement, and are as good as their maps.
+            step_rad = 1 / (2 * math.pi * radius * self.waves_per_px)
+            turn = 0.0 if self.own_halves and not self.reference else math.degrees(NEAR_STEPS * step_rad)
+        if not turn:
+            return
+        near = Near(turn, self.observed.box / (4 * radius))
+
+        def work(part: tuple[Tensor, int]) -> None:
+            chosen, h = part
+            poses.rotation[chosen], poses.shift_px[chosen] = search_near(
+                disk_data(self.model, chosen, self.model.transforms(chosen), radius),
+                maps.halves[h],
+                poses.rotation[chosen],
+                poses.shift_px[chosen],
+                near,
+                particle_radius_px=self.observed.particle_radius_px,
+                shift_sd_px=state["shift_sd_px"],
+            )
+
+        sides = self.halves[rows]
+        self.team.map(work, [(p, h) for h in (0, 1) for p in rows[sides == h].split(8) if len(p)])
+
+    def _learn(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int) -> None:
+        """After a sweep: the radius the halves support, what the images are like, and whether anything still moves."""
+        radius, current = state["radius"], state["round"]
+        supported = self._solve(state["raw0"], state["raw1"], reach).radius_at(GROW_ABOVE)
+        supported = min(max(supported, self.least), self.limit, reach)
+        still = False
+        if maps is None:
+            grown = supported if self.own_halves else self.start_radius
+        else:
+            grown = min(supported, int(1.5 * radius) + 2)
+            moved = math.degrees(float(geodesic_angle(state["before"], poses.rotation).median()))
+            still = moved < STILL_BELOW * float(poses.angle_sd_deg.median())
+            self._measure(state, poses, maps, reach=reach)
+        done = current >= 2 and grown <= radius + 1 and still
+        state |= {
+            "last0": state.pop("raw0"),
+            "last1": state.pop("raw1"),
+            "last_reach": reach,
+            "block": 0,
+            "round": current + 1,
+            "radius": grown,
+            **self.model.state(),
+        }
+        if done or current >= self.settings.rounds:
+            state |= {"stage": "final", "still": still}
+            del state["last0"], state["last1"]
+
+    def _measure(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps, *, reach: int) -> None:
+        """Scales, noise and defocus, each half by its own map."""
+        s = self.settings
+        if s.scale:
+            self.model = self.model.with_scales(poses)
+        self.model = self.model.with_noise(poses, maps, radius=reach, team=self.team)
+        if s.defocus and state["round"] >= 2 and self.stack.ctf is not None:
+            radius = min(state["radius"], maps.lattice.n // 2 - 2)
+            self.model, _ = self.model.with_defocus(
+                poses, maps, radius=radius, sd_A=s.defocus_sd_A, team=self.team
+            )
+        state["shift_sd_px"] = spread_px(poses)
+
+
+def spread_px(poses: PoseTable) -> float:
+    """Root mean square shift per axis, half a pixel at least."""
+    return max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)

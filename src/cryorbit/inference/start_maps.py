@@ -1,0 +1,55 @@
+"""What the two halves of a refinement start from: a low-passed reference on the images' scale, or low-passed half maps."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryorbit.data import Volume
+from cryorbit.fourier.filters import low_pass
+from cryorbit.inference.half_maps import HalfMaps
+from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.map_scale import fit_scale, map_for_images
+from cryorbit.inference.observations import Observations, support_mask
+
+EDGE = 4
+"""Shells beyond the radius that a start map has room for: its low-pass falls off within them."""
+
+
+def start_maps(reference: Volume, observed: Observations, *, radius: int) -> HalfMaps:
+    """The reference for both halves: low-passed at `radius` Fourier pixels, masked, on the images' scale.
+
+    Raises
+    ------
+    BadInput
+        If the images hold no signal that goes with it.
+    """
+    field_A = observed.box * observed.pixel_size_A
+    lattice = Lattice(min(2 * (radius + EDGE), observed.box + observed.box % 2))
+    unit = map_for_images(reference, box_px=lattice.n, field_of_view_A=field_A)
+    values = _smooth(unit.values, radius, field_A) * support(lattice, observed)
+    half = lattice.to_half(values)
+    scale = fit_scale(observed, half, radius=radius).scale
+    values = values * scale
+    half = half * scale
+    return HalfMaps(lattice, (half, half), (values, values), (values, values), torch.ones(radius + 1))
+
+
+def below(maps: HalfMaps, radius: int, observed: Observations) -> HalfMaps:
+    """Half maps low-passed at `radius` Fourier pixels."""
+    field_A = observed.box * observed.pixel_size_A
+    mask = support(maps.lattice, observed)
+    first, second = (_smooth(m, radius, field_A) * mask for m in maps.filtered)
+    halves = (maps.lattice.to_half(first), maps.lattice.to_half(second))
+    return HalfMaps(maps.lattice, halves, maps.maps, (first, second), maps.correlation)
+
+
+def support(lattice: Lattice, observed: Observations) -> Float[Tensor, "n n n"]:
+    """A ball with some room around the particle."""
+    return support_mask(lattice.n, 1.15 * observed.particle_radius_px * lattice.n / observed.box)
+
+
+def _smooth(values: Tensor, radius: int, field_A: float) -> Tensor:
+    pixel = field_A / values.shape[0]
+    return low_pass(values, resolution_A=field_A / radius, pixel_size_A=pixel, ndim=3)
