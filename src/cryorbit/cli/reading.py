@@ -53,9 +53,10 @@ def absolute(path: Path | None) -> Path | None:
 
 
 def read(
-    path: Path, options: ReadOptions, *, images: Literal["present", "absent"] = "present"
+    path: Path, options: ReadOptions, *, images: Literal["present", "absent", "if found"] = "present"
 ) -> ParticleStack:
-    """The particles of a file or job folder; "absent" reads the metadata without looking for the stacks.
+    """The particles of a file or job folder; "absent" reads the metadata without looking for the stacks, "if found"
+    opens them where all are there.
 
     Raises
     ------

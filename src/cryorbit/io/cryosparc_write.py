@@ -28,8 +28,8 @@ def write_cryosparc(
     stack: ParticleStack,
     *,
     extra_columns: Mapping[str, np.ndarray | torch.Tensor] | None = None,
-) -> None:
-    """Write a stack as a `.cs` file.
+) -> tuple[str, ...]:
+    """Write a stack as a `.cs` file; returns the names of its fields.
 
     A stack that came from cryoSPARC keeps every field, its type and its rows; poses, half sets and CTF are
     written over, and what did not change keeps its bits. A stack from elsewhere gets the slots blob, ctf and
@@ -50,6 +50,7 @@ def write_cryosparc(
     else:
         tables = _new_tables(stack, path)
     frame = tables["particles"]
+    frame["uid"] = _unique(frame["uid"].to_numpy(np.uint64), stack.ids)
     _write_ctf(stack, frame)
     tables = _write_pose(stack, tables)
     for name, values in (extra_columns or {}).items():
@@ -59,7 +60,9 @@ def write_cryosparc(
                 f"{path}: column {name} has shape {column.shape}, but there are {len(stack)} particles."
             )
         frame[name if "/" in name else f"cryorbit/{name}"] = column
-    write_cs(path, from_tables(tables))
+    array = from_tables(tables)
+    write_cs(path, array)
+    return array.dtype.names or ()
 
 
 def _new_tables(stack: ParticleStack, path: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
@@ -119,7 +122,22 @@ def _uids(stack: ParticleStack) -> np.ndarray:
     known = stack.tables.get("particles")
     if known is not None and "cryosparcUid" in known.columns:
         return known["cryosparcUid"].astype(str).to_numpy().astype(np.uint64)
-    digests = (hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in stack.ids)
+    return _hashed(stack.ids)
+
+
+def _unique(uids: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The same, with new ones for rows that repeat an earlier row's: `uid` is what cryoSPARC joins by."""
+    again = pd.Series(uids).duplicated().to_numpy()
+    if not again.any():
+        return uids
+    out = uids.copy()
+    out[again] = _hashed(ids[again])
+    return out
+
+
+def _hashed(ids: np.ndarray) -> np.ndarray:
+    """64 bits of a hash of each id."""
+    digests = (hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in ids)
     return np.array([int.from_bytes(d, "little") for d in digests], dtype=np.uint64)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from cryorbit.data.expansion import SOURCE_COLUMNS, symmetry_of_expansion
 from cryorbit.data.particles import ParticleStack
 from cryorbit.io.sources import on_disk
 
@@ -61,20 +62,37 @@ def header_disagreements(stack: ParticleStack) -> list[Finding]:
     return findings
 
 
+def image_keys(stack: ParticleStack) -> np.ndarray:
+    """Per row, what is the same for rows of one particle: its source as a symmetry expansion noted it, else the image."""
+    table = stack.tables.get("particles")
+    for column in SOURCE_COLUMNS:
+        if table is not None and column in table.columns:
+            return table[column].to_numpy().astype(str)
+    files = on_disk(stack.images)
+    if files is None:
+        return np.array([str(i).partition("#")[0] for i in stack.ids])
+    return (files.file_index.astype(np.int64) << 32 | files.section).astype(str)
+
+
 def duplicate_images(stack: ParticleStack) -> list[Finding]:
     """Images that are listed more than once: a mistake, unless the file was expanded by symmetry on
-    purpose.
+    purpose, which is told from the poses.
     """
-    files = on_disk(stack.images)
-    keys = (
-        pd.Series([str(i).partition("#")[0] for i in stack.ids])
-        if files is None
-        else pd.Series(files.file_index.astype(np.int64) << 32 | files.section)
-    )
+    keys = pd.Series(image_keys(stack))
     again = keys.duplicated().to_numpy()
     if not again.any():
         return []
     row = int(np.flatnonzero(again)[0])
+    expanded = None
+    if stack.pose is not None:
+        expanded = symmetry_of_expansion(stack.pose.rotation, keys.to_numpy())
+    if expanded is not None and expanded[1] is not None:
+        message = (
+            f"{stack.source}: expanded by the symmetry {expanded[1]}: each of {len(stack) // expanded[0]} images is "
+            f"listed {expanded[0]} times. Right for local refinement and classification; for everything else "
+            "collapse it first (cryorbit particles collapse)."
+        )
+        return [Finding("warning", message, stack.source, None)]
     first = int(np.flatnonzero((keys == keys.iloc[row]).to_numpy())[0])
     message = (
         f"{stack.source}: {int(again.sum())} images are listed more than once; row {row + 1} repeats row "

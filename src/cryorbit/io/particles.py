@@ -17,6 +17,7 @@ from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.cryodrgn import write_ctf_pickle, write_pose_pickle
 from cryorbit.io.cryosparc import read_cryosparc
 from cryorbit.io.cryosparc_write import write_cryosparc
+from cryorbit.io.csg import tables_of_csg, write_csg
 from cryorbit.io.findings import Finding, duplicate_images, header_disagreements
 from cryorbit.io.image_lists import ShiftUnit, read_image_list, with_pickles
 from cryorbit.io.jobs import particle_file
@@ -53,7 +54,7 @@ def read_particles(
     passthrough: Sequence[str | os.PathLike[str]] | Literal["auto"] = "auto",
     images: Images = "present",
 ) -> ParticleStack:
-    """Read particles: a .star, .cs, .mrcs, .mrc or .txt file, or the folder of a RELION or cryoSPARC job.
+    """Read particles: a .star, .cs, .csg, .mrcs, .mrc or .txt file, or the folder of a RELION or cryoSPARC job.
 
     Images stay on disk until they are asked for; the headers of all stacks are read and checked.
 
@@ -102,11 +103,20 @@ def read_particles(
         stack = read_cryosparc(
             target, passthrough=passthrough, data_dir=data_dir, pixel_size_A=pixel_size_A, images=images
         )
+    elif kind == ".csg":
+        main, others = tables_of_csg(target)
+        stack = read_cryosparc(
+            main,
+            passthrough=others if passthrough == "auto" else passthrough,
+            data_dir=data_dir,
+            pixel_size_A=pixel_size_A,
+            images=images,
+        )
     elif kind in (".mrcs", ".mrc", ".txt"):
         stack = read_image_list(target, data_dir=data_dir, ctf=ctf, pixel_size_A=pixel_size_A)
     else:
         raise BadFile(
-            f"{path}: not the name of a particle file. Give a .star, .cs, .mrcs or .txt file, or a job's "
+            f"{path}: not the name of a particle file. Give a .star, .cs, .csg, .mrcs or .txt file, or a job's "
             "folder."
         )
     return with_pickles(stack, poses=poses, ctf=ctf, shifts=shifts)
@@ -121,9 +131,10 @@ def write_particles(
 ) -> None:
     """Write particles in the dialect that the name asks for; images stay where they are.
 
-    `.star`: RELION 3.1. `.cs`: cryoSPARC. `.pkl`: a cryoDRGN pickle, of the poses if the name has "pose" in
-    it, of the CTF if it has "ctf". Poses, half sets and CTF of the stack are written over the columns of the
-    file that it came from; all its other columns and tables are kept if it is the same dialect.
+    `.star`: RELION 3.1. `.cs`: cryoSPARC; `.csg`: the same with the group file that cryoSPARC imports beside it.
+    `.pkl`: a cryoDRGN pickle, of the poses if the name has "pose" in it, of the CTF if it has "ctf". Poses, half
+    sets and CTF of the stack are written over the columns of the file that it came from; all its other columns
+    and tables are kept if it is the same dialect.
 
     Parameters
     ----------
@@ -149,13 +160,17 @@ def write_particles(
         write_relion(target, stack, extra_columns=extra_columns, image_paths=image_paths)
     elif kind == ".cs":
         write_cryosparc(target, stack, extra_columns=extra_columns)
+    elif kind == ".csg":
+        table = target.with_suffix(".cs")
+        fields = write_cryosparc(table, stack, extra_columns=extra_columns)
+        write_csg(target, table.name, fields, particles=len(stack))
     elif kind == ".pkl" and "pose" in target.name:
         write_pose_pickle(target, require_pose(stack), box=stack.box, pixel_size_A=stack.pixel_size_A)
     elif kind == ".pkl" and "ctf" in target.name:
         write_ctf_pickle(target, require_ctf(stack), box=stack.box, pixel_size_A=stack.pixel_size_A)
     else:
         raise BadInput(
-            f"{path}: the name says no particle format. Give a name that ends in .star, .cs, pose.pkl or "
+            f"{path}: the name says no particle format. Give a name that ends in .star, .cs, .csg, pose.pkl or "
             "ctf.pkl."
         )
 
