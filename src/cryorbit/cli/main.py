@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "simulate a synthetic complex, find its map from nothing, judge it against the truth"),
     "check": ("check", "look a particle file over before any long run"),
     "abinitio": ("abinitio", "from particle images to poses, half maps, FSC and a report, with no start map"),
+    "refine": ("refine", "poses and half maps to the resolution the images hold, from poses or from a map"),
     "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
