@@ -146,6 +146,22 @@ def _prepared(moving: Volume, reference: Volume, mask: Volume | None = None) -> 
     return Pair(source, target, min(shells_to(_MIDDLE_RESOLUTION_A, target), 18))
 
 
+def placing_matrix(found: MapAlignment, moving: Volume, reference: Volume) -> Float[Tensor, "3 4"]:
+    """The matrix (M | t) that takes a place in the moving map, as viewers show it, to its place in the reference.
+
+    For coordinates (x, y, z) in angstrom that follow the headers' ORIGIN or NSTART. M has determinant `hand`.
+    """
+    middle_moving, middle_reference = (
+        torch.tensor(v.place_A, dtype=torch.float64) + v.box // 2 * v.pixel_size_A
+        for v in (moving, reference)
+    )
+    back = found.rotation.double().T
+    mirror = torch.diag(torch.tensor([1.0, 1.0, float(found.hand)], dtype=torch.float64))
+    turn = back @ mirror
+    shift = middle_reference - back @ found.shift_A.double() - turn @ middle_moving
+    return torch.cat([turn, shift[:, None]], 1)
+
+
 def align_map(
     moving: Volume,
     reference: Volume,

@@ -21,10 +21,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
+    "map": ("map_align", "tools for maps: align, fsc, mask, resample, crop, flip, symmetrise, filter, diff, render"),
     "evaluate": ("evaluate", "poses and map of a run against the truth of a simulation"),
     "simulate": ("simulate", "a particle stack with known truth, from a structure or a map"),
     "convert": ("convert", "between RELION, cryoSPARC and cryoDRGN files, and between map formats"),
     "particles": ("particles_expand", "expand particle files by symmetry, and collapse them again"),
+    "relion-external": ("relion_external", "a verb as a job of RELION's type External"),
     "report": ("report", "write report.html anew from the files of a run"),
     "doctor": ("doctor", "versions, devices, threads, memory and disk of this installation"),
     "bench": ("bench", "score ab initio runs on simulated stacks, beside chance, oracle and peers"),
@@ -40,8 +42,23 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
         "expand": ("particles_expand", "one row per symmetric copy of each particle"),
         "collapse": ("particles_collapse", "an expanded file back to one row per particle"),
     },
+    "map": {
+        "align": ("map_align", "rotation, shift and hand that bring one map onto another"),
+        "fsc": ("fsc", "Fourier shell correlation of two maps, with or without a mask"),
+        "mask": ("map_mask", "a soft mask, automatic or from a threshold"),
+        "resample": ("map_resample", "another voxel size or box, in Fourier space"),
+        "crop": ("map_crop", "cut a map or pad it with zeros"),
+        "flip": ("map_flip", "the other hand, of the map and of the poses"),
+        "symmetrise": ("map_symmetrise", "the mean over a point group"),
+        "filter": ("map_filter", "low-pass, high-pass, B-factor"),
+        "diff": ("map_diff", "one map less another, scaled shell by shell"),
+        "render": ("map_render", "a picture of the surface, no display needed"),
+    },
 }
 """Verbs of two words: the second one -> (module in this folder, one line for the help)."""
+
+OWN_ARGUMENTS = ("relion-external",)
+"""Verbs whose module reads its arguments itself, since another program chose their form."""
 
 EXIT_BAD_INPUT = 2
 
@@ -123,6 +140,8 @@ def _run_verb(module: ModuleType, verb: str, arguments: list[str]) -> int:
     from cryorbit.cli.config import parse
 
     warnings.showwarning = _tell_warning
+    if verb in OWN_ARGUMENTS:
+        return module.run_arguments(arguments)
     settings = parse(module.Settings, arguments, verb=verb)
     if settings is None:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Literal
 
 import gemmi
@@ -11,6 +12,7 @@ import torch
 
 from cryorbit.data.atoms import Atoms
 from cryorbit.errors import BadFile
+from cryorbit.io.atomic import atomic_path
 from cryorbit.io.compressed import read_plain
 
 _FORMATS = {
@@ -65,6 +67,37 @@ def read_atoms(
     if len(atoms) == 0:
         raise BadFile(f"{path}: no atoms in model {model}. Give a file with coordinates.")
     return atoms
+
+
+def write_moved_model(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], matrix: Sequence[Sequence[float]]
+) -> None:
+    """Write a model file with every atom moved; all else that the format holds is kept.
+
+    Parameters
+    ----------
+    matrix
+        Three rows of four: x -> M x + t in angstrom, M a rotation.
+
+    Raises
+    ------
+    BadFile
+        If the source cannot be read, the target's ending is unknown, or the disk refuses.
+    """
+    structure = _read_structure(source)
+    numbers = np.asarray(matrix, dtype=float)
+    move = gemmi.Transform(gemmi.Mat33(numbers[:, :3].tolist()), gemmi.Vec3(*numbers[:, 3].tolist()))
+    for model in structure:
+        model.transform_pos_and_adp(move)
+    kind = _FORMATS.get(os.path.splitext(os.fspath(target))[1].lower())
+    if kind is None:
+        raise BadFile(f"{target}: not the name of a model file. Give a .pdb or .cif file.")
+    if kind == gemmi.CoorFormat.Pdb:
+        text = structure.make_pdb_string()
+    else:
+        text = structure.make_mmcif_document().as_string()
+    with atomic_path(target) as part:
+        part.write_text(text)
 
 
 def _read_structure(path: str | os.PathLike[str]) -> gemmi.Structure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gemmi
 import numpy as np
@@ -71,6 +72,41 @@ def atoms_to_density(
     transform *= torch.exp(-0.25 * b_factor_A2 * k2) * (VOLT_A2 / pixel_size_A**3)
     density = torch.fft.fftshift(torch.fft.irfftn(transform, s=(box, box, box)))
     return Volume(density.to(atoms.position_A.dtype), pixel_size_A)
+
+
+def map_of_model(atoms: Atoms, *, resolution_A: float, like: Volume) -> Volume:
+    """A map of a model on voxels of the size of another map's, to be compared with it at a resolution.
+
+    Where the atoms lie inside the other map's cube, as viewers show both, the grid is that cube; else it is a cube of
+    its own about the atoms. The header says where, so that the map lies over the model. B = 4 d^2 damps the
+    transform to exp(-1) at the resolution d.
+
+    Raises
+    ------
+    BadInput
+        If the resolution is finer than two voxels, or the model is empty.
+    """
+    pixel = like.pixel_size_A
+    if not resolution_A >= 1.999 * pixel:
+        raise BadInput(
+            f"a model at {resolution_A} A cannot be drawn on voxels of {pixel:g} A. "
+            f"Give a resolution of {2 * pixel:.3g} A or coarser."
+        )
+    position = atoms.position_A.to(torch.float64)
+    if len(atoms) == 0:
+        raise BadInput("map_of_model: the model has no atoms. Read one that has.")
+    place = torch.tensor(like.place_A, dtype=torch.float64)
+    middle, box = place + like.box // 2 * pixel, like.box
+    if float((position - middle).abs().max()) / pixel > box // 2 - 1:
+        low, high = position.amin(0), position.amax(0)
+        box = 2 * math.ceil(0.65 * float((high - low).max()) / pixel + 4)
+        middle = place + torch.round((0.5 * (low + high) - place) / pixel) * pixel
+    inside = replace(atoms, position_A=(position - middle).to(atoms.position_A.dtype))
+    drawn = atoms_to_density(
+        inside, box=box, pixel_size_A=pixel, b_factor_A2=4.0 * resolution_A**2, centre=False
+    )
+    x, y, z = (middle - box // 2 * pixel).tolist()
+    return Volume(drawn.values, pixel, (x, y, z))
 
 
 def scattering_factor_A(atomic_number: int, k2_per_A2: Float[Tensor, "*grid"]) -> Float[Tensor, "*grid"]:

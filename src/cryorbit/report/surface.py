@@ -26,9 +26,14 @@ VIEWS: dict[str, tuple[tuple[int, int, int], tuple[int, ...]]] = {
     "front": ((0, 1, 2), (1,)),
     "side": ((2, 1, 0), (1, 2)),
     "top": ((1, 0, 2), ()),
+    "back": ((0, 1, 2), (0, 1, 2)),
+    "left": ((2, 1, 0), (0, 1)),
+    "bottom": ((1, 0, 2), (0, 1)),
 }
 """Array axes (towards the viewer, down, right) and which are reversed: x right and y up as seen from +z;
-then turned to look from +x and from +y. None of them is a mirror image."""
+then turned to look from +x and from +y, and from behind each. None of them is a mirror image."""
+
+OF_A_REPORT = ("front", "side", "top")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +91,13 @@ class Paint:
 
 
 def render_surface(
-    volume: Volume, *, level: float | None = None, paint: Paint | None = None
+    volume: Volume,
+    *,
+    level: float | None = None,
+    paint: Paint | None = None,
+    views: tuple[str, ...] = OF_A_REPORT,
 ) -> Surface | None:
-    """Draw the map at a density from three sides; small detached specks are left out. None if it is all flat.
+    """Draw the map at a density from some sides; small detached specks are left out. None if it is all flat.
 
     Parameters
     ----------
@@ -96,6 +105,8 @@ def render_surface(
         Density of the surface; None takes the level that best parts particle and background.
     paint
         Colours by a second map; None takes the distance from the centre.
+    views
+        Names of `VIEWS`.
     """
     values = volume.values.float().cpu()
     if not bool(torch.isfinite(values).all()) or float(values.std()) == 0:
@@ -111,7 +122,7 @@ def render_surface(
     edge = _visible_edge(kept)
     fine = _refined(box_crop(values, edge, ndim=3))
     pictures = {}
-    for name, (axes, turned) in VIEWS.items():
+    for name, (axes, turned) in ((view, VIEWS[view]) for view in views):
         seen = _seen(fine.permute(axes).flip(turned), chosen)
         own = None if paint is None else paint.at(_in_map(seen.points, axes, turned, fine.shape[0], edge))
         pictures[name] = _picture(seen, own)
