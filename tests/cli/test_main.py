@@ -14,10 +14,10 @@ def test_help_names_every_verb(capsys):
 
 def test_an_unknown_verb_is_one_line_and_exit_2(capsys):
     """A wrong verb is an error that lists the right ones."""
-    assert main(["refine"]) == 2
+    assert main(["polish"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("error: no verb 'refine'")
+    assert printed.err.startswith("error: no verb 'polish'")
     assert printed.err.count("\n") == 1
 
 

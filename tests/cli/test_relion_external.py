@@ -144,7 +144,20 @@ def test_an_unforeseen_error_is_a_failure_too(project, shell, waiting):
 def test_a_run_that_saves_itself_is_stopped_and_continued(project, shell, monkeypatch):
     """An abort during ab initio leaves a checkpoint; Continue, the same command, goes on and succeeds."""
     monkeypatch.setattr(relion_external, "POLL_S", 0.05)
-    words = ["--o", JOB, "--in_parts", "Import/particles.star", "--j", 1, "--starts", 2]
+    words = [
+        "--o",
+        JOB,
+        "--in_parts",
+        "Import/particles.star",
+        "--j",
+        1,
+        "--starts",
+        2,
+        "--batches",
+        8,
+        "--rounds",
+        1,
+    ]
     from cryorbit.cli.run_folder import RunFolder
 
     follow = RunFolder.follow
