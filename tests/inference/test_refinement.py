@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cryorbit.analysis.fsc import fourier_shell_correlation
 from cryorbit.analysis.pose_error import pose_errors
+from cryorbit.benchmarks.gold_standard import Independence, Leaking, independence
 from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.data.particles import MemoryImages
 from cryorbit.errors import BadInput
-from cryorbit.fourier.shells import shell_count
 from cryorbit.geometry.rotations import rotvec_to_matrix
-from cryorbit.inference.refinement import RefinementResult, run_refinement
+from cryorbit.inference.engine import workers
+from cryorbit.inference.refinement import RefinementResult, result_of, run_refinement
+from cryorbit.inference.refinement_rounds import RefinementRounds
 from cryorbit.inference.refinement_settings import RefinementSettings
 from physics_models import uniform_rotations
 from posed_stacks import PIXEL_A, PosedStack, posed_stack
@@ -27,11 +29,8 @@ SETTINGS = RefinementSettings(rounds=4, start_resolution_A=30.0, particle_diamet
 
 
 def last(stack: ParticleStack, settings: RefinementSettings = SETTINGS, **given) -> RefinementResult:
-    record = None
-    for record in run_refinement(stack, settings, **given):
-        pass
-    assert record is not None
-    return record.result
+    *_, done = run_refinement(stack, settings, **given)
+    return done.result
 
 
 @pytest.fixture(scope="module", params=[32, 33])
@@ -54,6 +53,10 @@ def medse(s: PosedStack, found: RefinementResult) -> float:
 MORE_THAN_THE_TRUTH = 1.5
 """Squared error of poses refined from a wrong start, over that of the same refinement started at the truth."""
 
+
+START_A = 48.0
+BY_CHANCE = 3.5
+"""Standard deviations: ten shells reach it once in two hundred tries."""
 
 WITHIN_DEG = 4.0
 """Median error of poses found from a map, of images this noisy: half a step of the grid that was searched."""
@@ -82,47 +85,24 @@ def noise_alone(seed: int) -> ParticleStack:
     )
 
 
-def beyond_start(found: RefinementResult, resolution_A: float) -> Tensor:
-    """Correlation of the half maps in standard deviations of that of noise, from two shells beyond the start on."""
-    curve = fourier_shell_correlation(*found.half_maps)
-    count = shell_count(BOX, ndim=3)[: len(curve.correlation)]
-    first = round(BOX * PIXEL_A / resolution_A) + 3
-    return (curve.correlation * count.sqrt())[first : BOX // 2 - 1]
+def deviations(kind: type[RefinementRounds]) -> Independence:
+    settings = replace(SETTINGS, rounds=3, start_resolution_A=START_A)
+    with workers(1) as team:
+        state: dict[str, Any] = {}
+        run = kind(noise_alone(0), settings, None, team)
+        for _ in run.go(state):
+            pass
+        return independence(*result_of(run, state).half_maps, start_A=START_A)
 
 
 def test_noise_alone_does_not_correlate_beyond_the_start():
     """Each half fits its own noise: with nothing shared their maps are independent."""
-    found = last(noise_alone(0), replace(SETTINGS, rounds=3, start_resolution_A=48.0))
-    assert beyond_start(found, 48.0).abs().max() < 3.5
+    assert deviations(RefinementRounds).largest < BY_CHANCE
 
 
-def test_a_shared_reference_is_caught_by_the_same_measure(monkeypatch):
+def test_a_shared_reference_is_caught_by_the_same_measure():
     """The measure can fail: refined against one map of all images, halves of noise agree where they should not."""
-    from cryorbit.inference import refinement_rounds
-
-    solve = refinement_rounds.solve_halves
-
-    def leaking(raw, *args, **kwargs):
-        both = 0.5 * (raw[0] + raw[1])
-        return solve((both, both), *args, **kwargs)
-
-    rounds = refinement_rounds.RefinementRounds
-    last_maps = rounds.last_maps
-    with monkeypatch.context() as patch:
-        patch.setattr(refinement_rounds, "solve_halves", leaking)
-        patch.setattr(rounds, "last_maps", lambda self, state: _with(solve, last_maps, self, state))
-        found = last(noise_alone(0), replace(SETTINGS, rounds=3, start_resolution_A=48.0))
-    assert beyond_start(found, 48.0).max() > 4.0
-
-
-def _with(solve, last_maps, rounds, state):
-    from cryorbit.inference import refinement_rounds
-
-    leaking, refinement_rounds.solve_halves = refinement_rounds.solve_halves, solve
-    try:
-        return last_maps(rounds, state)
-    finally:
-        refinement_rounds.solve_halves = leaking
+    assert deviations(Leaking).largest > 2 * BY_CHANCE
 
 
 def test_a_run_goes_on_from_any_record_to_the_same_result(truth):
@@ -134,10 +114,7 @@ def test_a_run_goes_on_from_any_record_to_the_same_result(truth):
         states.append({k: v.clone() if isinstance(v, Tensor) else v for k, v in record.state.items()})
     whole = records[-1].result
     for at in (0, len(records) // 2, len(records) - 2):
-        again = None
-        for again in run_refinement(stack, settings, state=states[at]):
-            pass
-        assert again is not None
+        *_, again = run_refinement(stack, settings, state=states[at])
         assert torch.equal(again.result.pose.rotation, whole.pose.rotation)
         assert torch.equal(again.result.half_maps[0].values, whole.half_maps[0].values)
 

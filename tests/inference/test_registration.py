@@ -1,4 +1,4 @@
-"""Laws of registration: the motion between two half maps is found, told as poses, and kept to what a symmetry leaves free."""
+"""Laws of registration: the motion between two half maps is found, told as poses, kept to what a symmetry leaves free."""
 
 from __future__ import annotations
 

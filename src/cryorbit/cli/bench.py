@@ -43,7 +43,7 @@ PEER_TIMES = 100.0
 class Settings:
     """Run ab initio on simulated stacks and score it; rows that are in the file are not run again."""
 
-    what: tyro.conf.Positional[Literal["abinitio", "amortised", "poses"]]
+    what: tyro.conf.Positional[Literal["abinitio", "refine", "amortised", "poses"]]
     """Which benchmark."""
     json: Annotated[Path, tyro.conf.arg(metavar="OUT.json")]
     """File of the rows; a benchmark that was stopped goes on with it."""
@@ -100,6 +100,10 @@ def run(settings: Settings) -> int:
         from cryorbit.cli.bench_amortised import run_methods
 
         failures = run_methods(settings, scores, work)
+    elif settings.what == "refine":
+        from cryorbit.cli.bench_refine import run_refinements
+
+        failures = run_refinements(settings, scores, work)
     elif settings.peer is not None:
         compare_with_peer(settings, scores, work)
         failures = 0

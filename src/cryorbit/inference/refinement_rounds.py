@@ -129,15 +129,16 @@ class RefinementRounds:
         if state["round"] == 0:
             return None
         if "last0" not in state:
-            return start_maps(self._reference(), self.observed, radius=self.start_radius)
+            return self._start_maps()
         maps = self._solve(state["last0"], state["last1"], state["last_reach"])
         if state["round"] == 1 and not self.own_halves:
             return below(maps, self.start_radius, self.observed)
         return maps
 
-    def _reference(self) -> Volume:
+    def _start_maps(self) -> HalfMaps:
         assert self.reference is not None  # asked for only by stages that have one
-        return self.reference
+        snr = self.settings.start_snr
+        return start_maps(self.reference, self.observed, radius=self.start_radius, snr=snr)
 
     def _pose_search(self, half: Tensor, shift_sd_px: float, radius: int) -> PoseSearch:
         return PoseSearch(
@@ -153,7 +154,7 @@ class RefinementRounds:
     def _search(self, state: dict[str, Any], poses: PoseTable) -> Iterator[Progress]:
         """Every image over all poses, against the low-passed reference."""
         radius = self.start_radius
-        half = start_maps(self._reference(), self.observed, radius=radius).halves[0]
+        half = self._start_maps().halves[0]
         if "searched_sd" not in state:
             fit = fit_to_images(
                 self.observed,

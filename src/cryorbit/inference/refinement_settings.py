@@ -19,6 +19,8 @@ class RefinementSettings:
     start_resolution_A: float = 30.0
     """Low-pass of the reference that both halves start from. Poses of a file with half sets in it start from the maps
     of their own halves instead, as far as these agree."""
+    start_snr: float | None = None
+    """Power of the map's projections over the noise, up to the starting resolution; measured on the images unless given."""
     search: bool = False
     """Search all poses of every image first, even where the file has poses; needs a map."""
     near_deg: float | None = None
@@ -44,6 +46,7 @@ class RefinementSettings:
     def __post_init__(self) -> None:
         positive = {
             "--start-resolution-A": self.start_resolution_A,
+            "--start-snr": 1 if self.start_snr is None else self.start_snr,
             "--rounds": self.rounds,
             "--defocus-sd-A": self.defocus_sd_A,
             "--max-resolution-A": 1 if self.max_resolution_A is None else self.max_resolution_A,

@@ -10,15 +10,23 @@ from cryorbit.data import Volume
 from cryorbit.fourier.filters import low_pass
 from cryorbit.inference.half_maps import HalfMaps
 from cryorbit.inference.lattice import Lattice
-from cryorbit.inference.map_scale import fit_scale, map_for_images
+from cryorbit.inference.map_scale import fit_scale, map_for_images, slice_power
 from cryorbit.inference.observations import Observations, support_mask
+from cryorbit.inference.refine import half_disk
 
 EDGE = 4
 """Shells beyond the radius that a start map has room for: its low-pass falls off within them."""
 
 
-def start_maps(reference: Volume, observed: Observations, *, radius: int) -> HalfMaps:
+def start_maps(
+    reference: Volume, observed: Observations, *, radius: int, snr: float | None = None
+) -> HalfMaps:
     """The reference for both halves: low-passed at `radius` Fourier pixels, masked, on the images' scale.
+
+    Parameters
+    ----------
+    snr
+        Power of its projections over the noise, below `radius`; measured on the images unless given.
 
     Raises
     ------
@@ -30,7 +38,11 @@ def start_maps(reference: Volume, observed: Observations, *, radius: int) -> Hal
     unit = map_for_images(reference, box_px=lattice.n, field_of_view_A=field_A)
     values = _smooth(unit.values, radius, field_A) * support(lattice, observed)
     half = lattice.to_half(values)
-    scale = fit_scale(observed, half, radius=radius).scale
+    scale = (
+        fit_scale(observed, half, radius=radius).scale
+        if snr is None
+        else _scale_at(snr, half, observed, radius)
+    )
     values = values * scale
     half = half * scale
     return HalfMaps(lattice, (half, half), (values, values), (values, values), torch.ones(radius + 1))
@@ -48,6 +60,14 @@ def below(maps: HalfMaps, radius: int, observed: Observations) -> HalfMaps:
 def support(lattice: Lattice, observed: Observations) -> Float[Tensor, "n n n"]:
     """A ball with some room around the particle."""
     return support_mask(lattice.n, 1.15 * observed.particle_radius_px * lattice.n / observed.box)
+
+
+def _scale_at(snr: float, half: Tensor, observed: Observations, radius: int) -> float:
+    """Scale at which the projections of a map have this power over the noise; the CTF counts as one half on average."""
+    points = half_disk(radius)
+    noise = observed.noise_at(points.norm(dim=1), floor=0.0).double().mean()
+    signal = slice_power(half, points).mean() * (1.0 if observed.stack.ctf is None else 0.5)
+    return float((snr * noise / signal).sqrt())
 
 
 def _smooth(values: Tensor, radius: int, field_A: float) -> Tensor:
