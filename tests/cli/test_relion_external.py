@@ -32,6 +32,8 @@ def project(simulated, tmp_path, monkeypatch) -> Path:
     for name in ("note.txt", "run.job", "run.out", "run.err"):
         (tmp_path / JOB / name).touch()
     monkeypatch.chdir(tmp_path)
+    # Pages are looked at elsewhere, and take longer to draw than these jobs take.
+    monkeypatch.setattr("cryorbit.cli.report.rebuild_report", lambda folder, *, stack=None: None)
     return tmp_path
 
 

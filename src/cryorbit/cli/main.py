@@ -21,7 +21,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
-    "map": ("map_align", "tools for maps: align, fsc, mask, resample, crop, flip, symmetrise, filter, diff, render"),
+    "map": (
+        "map_align",
+        "tools for maps: align, fsc, mask, resample, crop, flip, symmetrise, filter, diff, render",
+    ),
     "evaluate": ("evaluate", "poses and map of a run against the truth of a simulation"),
     "simulate": ("simulate", "a particle stack with known truth, from a structure or a map"),
     "convert": ("convert", "between RELION, cryoSPARC and cryoDRGN files, and between map formats"),
@@ -69,7 +72,7 @@ def usage() -> str:
     >>> "abinitio" in usage()
     True
     """
-    rows = "\n".join(f"  {verb:12s} {line}" for verb, (_, line) in VERBS.items())
+    rows = "\n".join(f"  {verb:15s} {line}" for verb, (_, line) in VERBS.items())
     return (
         f"cryorbit {__version__}: cryo-EM particle images to maps and poses you can trust\n\n"
         f"usage: cryorbit VERB ...        cryorbit VERB --help\n\n{rows}\n\n"
