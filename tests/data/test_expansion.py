@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,11 +11,18 @@ import pytest
 import torch
 
 from cryorbit.data import ParticleStack, Pose, Volume
-from cryorbit.data.expansion import collapse_expansion, expand_by_symmetry, symmetry_of_expansion
+from cryorbit.data.expansion import (
+    collapse_expansion,
+    expand_by_symmetry,
+    expansion_columns,
+    symmetry_of_expansion,
+)
 from cryorbit.data.particles import MemoryImages
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import rotvec_to_matrix
 from cryorbit.geometry.symmetry import point_group
+from cryorbit.io.findings import duplicate_images, image_keys
+from cryorbit.io.particles import read_particles, write_particles
 from cryorbit.physics.project import project
 from laws import ROUND_OFF
 
@@ -139,3 +147,26 @@ def test_what_cannot_be_expanded_or_collapsed_is_refused():
         collapse_expansion(stack, stack.ids, best_by="rlnImageName")
     with pytest.raises(BadInput, match="one per row"):
         collapse_expansion(stack, stack.ids[:2])
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "name", ["FinalRefinement-OriginalParticles-PfCRT.star", "cryosparc_P12_J24_001_particles.cs.gz"]
+)
+def test_real_particles_expand_and_collapse(data_dir, tmp_path, name):
+    """Files of real refinements: written, recognised, collapsed, and every pose and id as it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stack = read_particles(data_dir / "metadata" / name, images="absent")
+        path = tmp_path / ("wide.star" if ".star" in name else "wide.cs")
+        write_particles(path, expand_by_symmetry(stack, "D7"), extra_columns=expansion_columns(stack, 14))
+        wide = read_particles(path, images="absent")
+        plain = tmp_path / path.name.replace("wide", "plain")
+        write_particles(plain, stack)  # a RELION 3.0 file becomes one of 3.1: compare what was written
+        columns = read_particles(plain, images="absent").tables["particles"].columns.tolist()
+    (finding,) = duplicate_images(wide)
+    assert "expanded by the symmetry D7" in finding.message
+    back = collapse_expansion(wide, image_keys(wide))
+    assert torch.equal(back.pose.rotation, stack.pose.rotation)
+    assert back.ids.tolist() == stack.ids.tolist()
+    assert back.tables["particles"].columns.tolist() == columns

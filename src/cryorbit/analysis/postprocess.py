@@ -41,7 +41,7 @@ class PostprocessSettings:
     fit_from_A: float = 10.0
     """Coarse end of the Guinier fit."""
     fit_to_A: float | None = None
-    """Fine end of the Guinier fit; the final resolution unless given."""
+    """Fine end of the Guinier fit; the final resolution, or two shells from Nyquist, unless given."""
     low_pass_A: float | None = None
     """Low-pass of the result; the final resolution unless given."""
     seed: int = 0
@@ -162,7 +162,9 @@ def _checked(mask: Volume, half: Volume) -> Volume:
 
 
 def _fit(plot: GuinierPlot, settings: PostprocessSettings, resolution_A: float) -> GuinierFit | None:
-    to_A = resolution_A if settings.fit_to_A is None else settings.fit_to_A
+    """The line through the shells that are resolved, without the last two: reconstructions fade out there."""
+    last = 1.0 / float(plot.frequency_per_A[-3])
+    to_A = max(resolution_A, last) if settings.fit_to_A is None else settings.fit_to_A
     if settings.fit_to_A is None and to_A >= settings.fit_from_A:
         return None
     return fit_b_factor(plot, from_A=settings.fit_from_A, to_A=to_A)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryorbit.analysis.fsc import ShellCorrelation
+from cryorbit.analysis.ssnr import cref
 from cryorbit.data import Volume
 from cryorbit.errors import BadInput
 from cryorbit.fourier.filters import apply_b_factor, low_pass
@@ -70,10 +71,10 @@ def fsc_weights(curve: ShellCorrelation) -> Float[Tensor, "shells"]:
     >>> fsc_weights(ShellCorrelation(torch.arange(4) / 10, torch.tensor([1.0, 1.0, 0.0, 0.5]))).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
-    f = curve.correlation.clamp(0.0, 1.0).clone()
+    f = curve.correlation.clamp_max(1.0).clone()
     f[0] = 1.0
     reached = torch.cumprod((f > 0).to(f), 0)
-    return (2 * f / (1 + f)).sqrt() * reached
+    return cref(f) * reached
 
 
 def guinier_plot(volume: Volume, curve: ShellCorrelation, *, mask: Volume | None = None) -> GuinierPlot:
