@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cryorbit.benchmarks.tasks import BenchmarkSettings, Cell, RunFailed, command, simulation_options
-from cryorbit.io.particles import read_particles, require_pose, write_particles
+from cryorbit.io.particles import match_ids, read_particles, require_pose, write_particles
 
 Start = Literal["abinitio", "truth"]
 STARTS: tuple[Start, ...] = ("truth", "abinitio")
@@ -81,11 +81,10 @@ def _with_true_poses(folder: Path) -> Path:
     """The ab initio run's particles with their true poses."""
     particles = read_particles(folder / "run" / "particles.star")
     truth = read_particles(folder / "data" / "truth.star", images="absent")
-    if list(particles.ids) != list(truth.ids):
-        raise RunFailed(f"{folder}: truth.star lists other particles than the run.")
+    true_pose = require_pose(truth)[match_ids(particles.ids, truth.ids)]
     path = folder / "start_truth.star"
     path.unlink(missing_ok=True)
-    write_particles(path, replace(particles, pose=require_pose(truth)))
+    write_particles(path, replace(particles, pose=true_pose))
     return path
 
 
