@@ -8,7 +8,7 @@ import torch
 
 from cryorbit.data import Volume
 from cryorbit.report import surface as surface_module
-from cryorbit.report.surface import render_surface
+from cryorbit.report.surface import Paint, render_surface
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +88,24 @@ def test_a_flat_map_has_no_surface():
     """Nothing to draw is None, not an error: the report goes on without."""
     assert render_surface(Volume(torch.zeros(20, 20, 20), 3.0)) is None
     assert render_surface(balls(20, (0, 0, 0, 5)), level=9.0) is None
+
+
+@pytest.mark.parametrize("n", [39, 40])
+@pytest.mark.parametrize(
+    ("axis", "view", "right"), [("x", "front", True), ("z", "side", False), ("x", "top", True)]
+)
+def test_paint_lies_where_its_values_are(n, axis, view, right):
+    """A ball painted by one coordinate: red where that is high, as the view shows it (+z is left of +x)."""
+    k = torch.arange(n, dtype=torch.float32) - n // 2
+    z, y, x = torch.meshgrid(k, k, k, indexing="ij")
+    ball = Volume((12.0 - (x**2 + y**2 + z**2).sqrt()).clamp(0.0, 1.0), 2.0)
+    along = {"x": x, "z": z}[axis] + n  # positive everywhere
+    inside = (x**2 + y**2 + z**2).sqrt() < 9  # beyond, the nearest value counts
+    paint = Paint(Volume(along * inside, 2.0), n - 8.0, n + 8.0, np.array([[0.0, 0, 1], [1, 0, 0]]))
+    surface = render_surface(ball, paint=paint)
+    assert surface is not None
+    picture = surface.pictures[view]
+    red = (picture[..., 0] - picture[..., 2]) * (picture[..., 3] > 0.9)
+    half = red.shape[1] // 2
+    left_sum, right_sum = red[:, :half].sum(), red[:, half:].sum()
+    assert (right_sum > 0 > left_sum) if right else (left_sum > 0 > right_sum)

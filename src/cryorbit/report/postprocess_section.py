@@ -90,13 +90,13 @@ def _cones(reading: PostprocessReading) -> tuple[Picture, Picture]:
             addresses=(figures.cone_curves_figure(reading),),
             caption=f"The half maps' FSC in cones of {facts['half_angle_deg']:.0f}° about 96 axes: {best} along the "
             f"best, {middle} in the middle, {worst} along the worst. Sphericity {facts['sphericity']:.2f} (1: all "
-            "alike; below about 0.8 the map is smeared).",
+            "directions alike).",
         ),
         Picture(
             title="Resolution on the sphere",
             addresses=(figures.cone_sphere_figure(reading),),
-            caption="The same by axis, half a sphere seen along z. A red patch is a direction that few particles "
-            "show: views across it are missing.",
+            caption="The same by axis, half a sphere seen along z. A red patch is a direction in which detail is poorly "
+            "known: few particles were seen from across it.",
         ),
     )
 
