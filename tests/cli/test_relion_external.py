@@ -227,3 +227,14 @@ def test_inputs_that_a_verb_needs(project, shell):
         assert reason in error
         assert marks() == {"EXIT_FAILURE"}
     assert shell("relion-external", "guess")[0] == 2
+
+
+def test_a_refinement_gets_its_reference_and_is_resumed(project):
+    """The 3D reference is --map; in a folder where a run stands, the same command goes on with it."""
+    from cryorbit.cli import refine
+
+    asked = parse_relion(["--o", JOB, "--in_parts", "p.star", "--in_3dref", "m.mrc", "--symmetry", "O"])
+    expected = ["p.star", "--map", "m.mrc", "-o", JOB.rstrip("/")]
+    assert verb_arguments("refine", refine.Settings, asked) == [*expected, "--symmetry", "O"]
+    (Path(JOB) / "settings.yaml").touch()
+    assert verb_arguments("refine", refine.Settings, asked) == [*expected, "--resume", "--symmetry", "O"]
