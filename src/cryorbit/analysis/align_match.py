@@ -88,8 +88,10 @@ def search_full(pair: Pair) -> Found:
         spectrum, coarse, Motion(first.rotation[:16], first.shift[:16], first.score[:16]), steps=8
     )
     best = starts.take(starts.score.argsort(descending=True)[:4])
-    rotation = torch.cat([best.rotation, *(c.rotation for c in more)])
-    shift = torch.cat([best.shift, *(c.shift for c in more)])
+    # as the maps are given is a start as well: many are nearly aligned
+    as_given = torch.eye(3).to(best.rotation)[None]
+    rotation = torch.cat([as_given, best.rotation, *(c.rotation for c in more)])
+    shift = torch.cat([best.shift.new_zeros(1, 3), best.shift, *(c.shift for c in more)])
     fine = Target.of(small, spectrum, kmax=pair.middle)
     motion = refine(spectrum, fine, Motion(rotation, shift, rotation.new_zeros(len(rotation))), steps=4)
     motion = refine(spectrum, fine, motion.take(motion.score.argsort(descending=True)[:3]), steps=8)

@@ -96,8 +96,8 @@ def _slopes(moving: Spectrum, target: Target, motion: Motion) -> tuple[Tensor, T
     return gradient.double(), (parts.mT @ (curvature * parts)).double()
 
 
-_SETTLED = 1e-5
-"""Gain of the correlation below which a start has arrived: worth 0.001 degrees on a sharp peak."""
+_SETTLED = 3e-6
+"""Gain of the correlation below which a start has arrived: little above the round-off of its sum."""
 
 
 def refine(moving: Spectrum, target: Target, start: Motion, *, steps: int) -> Motion:
