@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from cryorbit.data import Atoms
+from cryorbit.data import Atoms, Volume
 from cryorbit.errors import BadInput
-from cryorbit.physics.scatter import VOLT_A2, atoms_to_density, scattering_factor_A
+from cryorbit.physics.scatter import VOLT_A2, atoms_to_density, map_of_model, scattering_factor_A
 from physics_models import blob_atoms
 
 SPREADING = 3e-5  # relative, kernel of width 6 on a grid of twice the density; measured 6e-6
@@ -87,3 +87,19 @@ def test_no_atoms_is_refused():
     nothing = Atoms(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
     with pytest.raises(BadInput, match="no atoms"):
         atoms_to_density(nothing, box=16, pixel_size_A=4.0)
+
+
+@pytest.mark.parametrize("box", [24, 25])
+def test_the_map_of_a_model_lies_over_it(box: int):
+    """Viewers show the densest voxel at the atom, inside the other map's cube and outside it."""
+    like = Volume(torch.zeros(box, box, box), 3.0, (30.0, -12.0, 6.0))
+    for x_A, same_grid in ((60.0, True), (300.0, False)):
+        place = torch.tensor([[x_A, 15.0, 45.0]])
+        atom = Atoms(place, torch.tensor([6]), torch.zeros(1), torch.ones(1))
+        drawn = map_of_model(atom, resolution_A=9.0, like=like)
+        assert (drawn.box == box) is same_grid
+        z, y, x = torch.unravel_index(drawn.values.argmax(), drawn.values.shape)
+        shown = torch.tensor(drawn.place_A) + 3.0 * torch.stack([x, y, z])
+        torch.testing.assert_close(shown, place[0], rtol=0, atol=1e-3)
+    with pytest.raises(BadInput, match="6 A or coarser"):
+        map_of_model(atom, resolution_A=4.0, like=like)

@@ -51,14 +51,35 @@ def test_a_ball_is_a_disc_of_its_size(n):
 
 @pytest.mark.parametrize("n", [40, 41])
 def test_views_are_not_mirror_images(n):
-    """From +z: x right, y up. From +x: y up, z to the left. From +y: x right, z down."""
+    """From +z: x right, y up. From +x: y up, z to the left. From +y: x right, z down. From behind: x or z reversed."""
     for axis, expected in {
-        "x": {"front": (1, 0), "side": (0, 0), "top": (1, 0)},
-        "y": {"front": (0, 1), "side": (0, 1), "top": (0, 0)},
-        "z": {"front": (0, 0), "side": (-1, 0), "top": (0, -1)},
+        "x": {
+            "front": (1, 0),
+            "side": (0, 0),
+            "top": (1, 0),
+            "back": (-1, 0),
+            "left": (0, 0),
+            "bottom": (1, 0),
+        },
+        "y": {
+            "front": (0, 1),
+            "side": (0, 1),
+            "top": (0, 0),
+            "back": (0, 1),
+            "left": (0, 1),
+            "bottom": (0, 0),
+        },
+        "z": {
+            "front": (0, 0),
+            "side": (-1, 0),
+            "top": (0, -1),
+            "back": (0, 0),
+            "left": (1, 0),
+            "bottom": (0, 1),
+        },
     }.items():
         place = {"x": (11, 0, 0, 5), "y": (0, 11, 0, 5), "z": (0, 0, 11, 5)}[axis]
-        surface = render_surface(balls(n, place), level=0.5)
+        surface = render_surface(balls(n, place), level=0.5, views=tuple(expected))
         assert surface is not None
         for view, (right, up) in expected.items():
             found = centre_of(surface.pictures[view])
