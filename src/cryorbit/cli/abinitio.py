@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cryorbit.cli.run_folder import RunFolder
     from cryorbit.data import ParticleStack
     from cryorbit.inference.abinitio import AbinitioResult
+    from cryorbit.inference.ranks import Ranks
 
 OUTPUTS = ("particles.star", "map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "report.html")
 
@@ -57,6 +58,7 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Run, or go on with, ab initio."""
+    from cryorbit.cli.ranks import refuse_several, several_processes
     from cryorbit.cli.run_folder import already_finished
 
     if settings.resume and already_finished(settings.out):
@@ -64,9 +66,12 @@ def run(settings: Settings) -> int:
     if settings.particles is None:
         raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
     settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
-    device = prepare(compute_options(settings))
-    stack = usable_particles(settings)
-    run_in_folder(stack, settings, device=device, outputs=OUTPUTS)
+    if settings.method != "search":
+        refuse_several(f"--method {settings.method}")
+    with several_processes() as ranks:
+        device = prepare(compute_options(settings))
+        stack = usable_particles(settings, ranks)
+        run_in_folder(stack, settings, device=device, outputs=OUTPUTS, ranks=ranks)
     return 0
 
 
@@ -75,7 +80,7 @@ def compute_options(settings: Settings) -> ComputeOptions:
     return ComputeOptions(device=settings.device, threads=settings.inference.threads or None)
 
 
-def usable_particles(settings: Settings) -> ParticleStack:
+def usable_particles(settings: Settings, ranks: Ranks | None = None) -> ParticleStack:
     """The particles, refused with the reason if no map can come of them.
 
     Raises
@@ -86,21 +91,29 @@ def usable_particles(settings: Settings) -> ParticleStack:
     assert settings.particles is not None
     stack = read(settings.particles, settings.reading)
     refuse_for_abinitio(stack, ctf=settings.ctf)
-    refuse_bad_images(stack)
+    refuse_bad_images(stack, ranks)
     return stack if settings.ctf else replace(stack, ctf=None)
 
 
 def run_in_folder(
-    stack: ParticleStack, settings: Settings, *, device: torch.device, outputs: tuple[str, ...]
+    stack: ParticleStack,
+    settings: Settings,
+    *,
+    device: torch.device,
+    outputs: tuple[str, ...],
+    ranks: Ranks | None = None,
 ) -> AbinitioResult:
     """Ab initio of `stack` with progress, checkpoints and all outputs in the settings' folder."""
     from cryorbit.cli.contrast import warn_of_dark_protein
     from cryorbit.cli.pose_snapshots import with_snapshots
     from cryorbit.cli.progress import say
-    from cryorbit.cli.run_folder import open_run
+    from cryorbit.cli.ranks import open_together
+    from cryorbit.cli.run_folder import RunFolder
     from cryorbit.inference.abinitio import run_abinitio
     from cryorbit.inference.network import run_network
+    from cryorbit.inference.ranks import Ranks
 
+    ranks = ranks or Ranks()
     if device.type != "cpu":
         searching = (
             "The search computes on the CPU in this version; a GPU serves networks, reconstruct and evaluate."
@@ -109,7 +122,8 @@ def run_in_folder(
         say(searching if settings.method == "search" else both)
     if settings.inference.contrast == "auto":
         warn_of_dark_protein(stack)
-    folder = open_run(
+    folder = open_together(
+        ranks,
         settings.out,
         verb="abinitio",
         settings_yaml=to_yaml(settings),
@@ -118,15 +132,17 @@ def run_in_folder(
     )
     try:
         if settings.method == "search":
-            records = run_abinitio(stack, settings.inference, state=folder.state)
+            records = run_abinitio(stack, settings.inference, state=folder.state, ranks=ranks)
         else:
             network = network_settings(
                 settings.method, settings.network, settings.inference, device=device.type
             )
             records = run_network(stack, settings.inference, network, state=folder.state)
-        records = with_snapshots(records, folder.path, resumed=settings.resume)
+        if isinstance(folder, RunFolder):
+            records = with_snapshots(records, folder.path, resumed=settings.resume)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
-        write_result(folder, stack, last.result)
+        if isinstance(folder, RunFolder):
+            write_result(folder, stack, last.result)
     except CryorbitError:
         folder.abandon(outputs)
         raise

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from cryorbit.data import ParticleStack
+    from cryorbit.inference.ranks import Ranks
 
 ParticlesFile = Annotated[Path, tyro.conf.arg(metavar="PARTICLES")]
 """A .star, .cs, .mrcs or .txt file, or a RELION or cryoSPARC job folder."""
@@ -120,8 +121,10 @@ def chunks(n: int, box: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def refuse_bad_images(stack: ParticleStack) -> None:
+def refuse_bad_images(stack: ParticleStack, ranks: Ranks | None = None) -> None:
     """Read every image once and raise at the first that is blank; readers themselves refuse NaN.
+
+    Several processes (`ranks`) look through the images together.
 
     Raises
     ------
@@ -130,7 +133,8 @@ def refuse_bad_images(stack: ParticleStack) -> None:
     """
     import torch
 
-    for part in chunks(len(stack), stack.box):
+    parts = chunks(len(stack), stack.box)
+    for part in parts if ranks is None else parts[ranks.rank :: ranks.size]:
         low, high = torch.aminmax(stack.images[part].flatten(1), dim=1)
         blank = torch.nonzero(low == high)
         if len(blank):

@@ -40,20 +40,26 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Reconstruct and write."""
-    from cryorbit.cli.run_folder import open_run
+    from cryorbit.cli.ranks import open_together, several_processes
+    from cryorbit.cli.run_folder import RunFolder
     from cryorbit.inference.reconstruct import reconstruct
 
     settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
-    device = prepare(settings.compute)
-    stack = posed_particles(settings)
-    folder = open_run(settings.out, verb="reconstruct", settings_yaml=to_yaml(settings), outputs=OUTPUTS)
-    try:
-        # One pass over the images: shorter than it takes to make a checkpoint worth its while.
-        last = folder.follow(reconstruct(stack, settings.inference, device=device), checkpoint_every_s=None)
-        write_result(folder, stack, last.result)
-    except CryorbitError:
-        folder.abandon(OUTPUTS)
-        raise
+    with several_processes() as ranks:
+        device = prepare(settings.compute)
+        stack = posed_particles(settings)
+        folder = open_together(
+            ranks, settings.out, verb="reconstruct", settings_yaml=to_yaml(settings), outputs=OUTPUTS
+        )
+        try:
+            records = reconstruct(stack, settings.inference, device=device, ranks=ranks)
+            # One pass over the images: shorter than it takes to make a checkpoint worth its while.
+            last = folder.follow(records, checkpoint_every_s=None)
+            if isinstance(folder, RunFolder):
+                write_result(folder, stack, last.result)
+        except CryorbitError:
+            folder.abandon(OUTPUTS)
+            raise
     return 0
 
 

@@ -17,6 +17,7 @@ from cryorbit.inference.refinement_settings import RefinementSettings
 if TYPE_CHECKING:
     from cryorbit.cli.run_folder import RunFolder
     from cryorbit.data import ParticleStack, Volume
+    from cryorbit.inference.ranks import Ranks
     from cryorbit.inference.refinement import RefinementResult
 
 OUTPUTS = ("particles.star", "map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "report.html")
@@ -45,7 +46,8 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Run, or go on with, a refinement."""
-    from cryorbit.cli.run_folder import already_finished, open_run
+    from cryorbit.cli.ranks import open_together, several_processes
+    from cryorbit.cli.run_folder import RunFolder, already_finished
     from cryorbit.inference.refinement import run_refinement
 
     if settings.resume and already_finished(settings.out):
@@ -58,26 +60,31 @@ def run(settings: Settings) -> int:
         map=None if settings.map is None else absolute(settings.map),
         reading=settings.reading.absolute(),
     )
-    prepare(ComputeOptions(device="cpu", threads=settings.inference.threads or None))
-    stack, reference = usable_input(settings)
-    folder = open_run(
-        settings.out,
-        verb="refine",
-        settings_yaml=to_yaml(settings),
-        outputs=OUTPUTS,
-        resume=settings.resume,
-    )
-    try:
-        records = run_refinement(stack, settings.inference, reference=reference, state=folder.state)
-        last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
-        write_result(folder, last.result)
-    except CryorbitError:
-        folder.abandon(OUTPUTS)
-        raise
+    with several_processes() as ranks:
+        prepare(ComputeOptions(device="cpu", threads=settings.inference.threads or None))
+        stack, reference = usable_input(settings, ranks)
+        folder = open_together(
+            ranks,
+            settings.out,
+            verb="refine",
+            settings_yaml=to_yaml(settings),
+            outputs=OUTPUTS,
+            resume=settings.resume,
+        )
+        try:
+            records = run_refinement(
+                stack, settings.inference, reference=reference, state=folder.state, ranks=ranks
+            )
+            last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+            if isinstance(folder, RunFolder):
+                write_result(folder, last.result)
+        except CryorbitError:
+            folder.abandon(OUTPUTS)
+            raise
     return 0
 
 
-def usable_input(settings: Settings) -> tuple[ParticleStack, Volume | None]:
+def usable_input(settings: Settings, ranks: Ranks) -> tuple[ParticleStack, Volume | None]:
     """The particles and the map, refused with the reason if they cannot be refined.
 
     Raises
@@ -95,7 +102,7 @@ def usable_input(settings: Settings) -> tuple[ParticleStack, Volume | None]:
         )
     if settings.ctf and stack.ctf is None:
         raise BadInput(f"{stack.source}: no CTF parameters. Give a file that has them, or --no-ctf.")
-    refuse_bad_images(stack)
+    refuse_bad_images(stack, ranks)
     reference = None if settings.map is None else read_map(settings.map)
     return stack if settings.ctf else replace(stack, ctf=None), reference
 

@@ -15,15 +15,19 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryorbit import __version__
 from cryorbit.cli.progress import MetricsFile, Teller, say
 from cryorbit.cli.stop import StopRequest
 from cryorbit.errors import BadFile, BadInput, CryorbitError
 
+if TYPE_CHECKING:
+    from cryorbit.inference.ranks import Ranks
+
 SETTINGS, RUN, METRICS = "settings.yaml", "run.json", "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+EXIT_SIGTERM = 143
 OF_A_RUN = (SETTINGS, RUN, METRICS, CHECKPOINT)
 
 
@@ -89,6 +93,8 @@ class RunFolder:
         True if this run made the folder, and if this is its first start: then a failure leaves nothing.
     state
         What the checkpoint holds, or None at the beginning.
+    ranks
+        The processes of the run, of which this is the first; None for this one alone.
     """
 
     path: Path
@@ -97,6 +103,7 @@ class RunFolder:
     state: dict[str, Any] | None
     facts: dict[str, Any]
     metrics: MetricsFile
+    ranks: Ranks | None = None
     _seconds_before: float = 0.0
     _start: float = field(default_factory=time.monotonic)
 
@@ -117,6 +124,7 @@ class RunFolder:
             With 143 after SIGTERM, 130 after Ctrl-C; a run with checkpoints can be resumed.
         """
         saved = time.monotonic()
+        stopping = False
         with StopRequest() as stop, Teller(resumed=self.state is not None) as teller:
             for progress in records:
                 self.metrics.append(progress, seconds=self.seconds)
@@ -126,21 +134,27 @@ class RunFolder:
                     self.facts["image_visits"] = int(visits)
                 if progress.result is not None:
                     return progress
+                together = self.ranks is not None and self.ranks.size > 1
+                if together and progress.whole is None:
+                    continue
                 stopping = stop.signal is not None
-                if checkpoint_every_s is not None and (
+                due = checkpoint_every_s is not None and (
                     stopping or time.monotonic() - saved >= checkpoint_every_s
-                ):
-                    self.save(progress.state)
+                )
+                if self.ranks is not None:
+                    stopping, due = self.ranks.any(stopping), self.ranks.any(due)
+                if due:
+                    self.save(progress.whole() if together else progress.state)
                     saved = time.monotonic()
                 if stopping:
                     break
-        if stop.signal is None:
+        if not stopping:
             raise RuntimeError("the run ended without a result")
         if checkpoint_every_s is None:
             self.abandon()
         else:
             say(f"Stopped and saved. Go on with: cryorbit {self.facts['verb']} -o {self.path} --resume")
-        raise SystemExit(stop.exit_code)
+        raise SystemExit(stop.exit_code if stop.signal else EXIT_SIGTERM)
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write the checkpoint, in place of the last one."""

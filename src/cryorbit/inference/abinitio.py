@@ -28,6 +28,7 @@ from cryorbit.inference.half_maps import HalfMaps, solve_halves
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.locate import locate
 from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
+from cryorbit.inference.ranks import Deal, Ranks, even_count
 from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
 from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
 
@@ -118,8 +119,12 @@ def run_abinitio(
     settings: AbinitioSettings,
     *,
     state: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Yield progress; the last record carries the `AbinitioResult`. `state` of any record continues from there.
+
+    With `ranks`, every process calls this with the same stack and state, and gets the whole result. The random starts are
+    made by each alike; search and refinement are shared out.
 
     Raises
     ------
@@ -129,7 +134,7 @@ def run_abinitio(
     if len(stack) < 2 * settings.batch_images // 2 or len(stack) < 50:
         raise BadInput(f"{stack.source}: {len(stack)} images are too few for a map from nothing.")
     count = settings.threads or torch.get_num_threads()
-    with workers(count) as team:
+    with workers(count, ranks) as team:
         run = _Run(stack, settings, team)
         yield from run.go(dict(state or {}))
 
@@ -209,8 +214,16 @@ class _Run:
                 self.plan.batches,
                 0.3 * stage.batch / self.plan.batches,
                 metrics,
-                {"stage": "coarse", **stage.state()},
+                **self._alike({"stage": "coarse", **stage.state()}),
             )
+        # Made by all alike; the first one's is taken, since another processor may round otherwise.
+        return self.team.ranks.agree(self._found(stage))
+
+    def _alike(self, state: dict[str, Any]) -> dict[str, Any]:
+        """`state` and `whole` of a record that every process has alike."""
+        return {"state": state, "whole": None if self.team.ranks.size == 1 else lambda: state}
+
+    def _found(self, stage: CoarseStage) -> dict[str, Any]:
         best = stage.best
         return {
             "stage": "locate",
@@ -247,7 +260,11 @@ class _Run:
         half = Lattice(self.plan.box).to_half(state["coarse_map"])
         view = self._view(half, state["shift_sd_px"], reach_sd=3.3)
         poses = PoseTable.restore(state)
-        blocks = torch.arange(len(self.stack)).split(64 * self.team.count)
+        if state["block"] == 0:
+            state["block_rows"] = (
+                64 * self.team.count
+            )  # kept, so that a run goes on with other threads or processes
+        blocks = torch.arange(len(self.stack)).split(state["block_rows"])
         shift_sd_px = state["shift_sd_px"]
 
         def work(rows: Tensor) -> None:
@@ -264,21 +281,22 @@ class _Run:
             )
             poses.put(rows, found)
 
-        for i in range(state["block"], len(blocks)):
-            self.team.map(work, blocks[i].split(16))
-            done = blocks[i][-1].item() + 1
-            state |= {"block": i + 1, **poses.state()}
+        deal = Deal(self.team.ranks, blocks, state["block"], columns=list(vars(poses).values()))
+        sure, entropy, seen = 0.0, 0.0, 0
+        for hand in deal:
+            self.team.map(work, [p for p in hand.mine.split(16) if len(p)])
+            done = int(hand.every[-1]) + 1
+            sure, seen = sure + float(poses.confidence[hand.mine].sum()), seen + len(hand.mine)
+            entropy += float(poses.entropy[hand.mine].sum())
+            state |= {"block": hand.done, **poses.state()}
+            metrics = {
+                "image_visits": state["visits"] + float(done),
+                "confidence": sure / max(seen, 1),
+                "entropy_nats": entropy / max(seen, 1),
+            }
+            share = 0.3 + 0.3 * done / len(self.stack)
             yield Progress(
-                "search of all poses",
-                int(done),
-                len(self.stack),
-                0.3 + 0.3 * done / len(self.stack),
-                {
-                    "image_visits": state["visits"] + float(done),
-                    "confidence": float(poses.confidence[: int(done)].mean()),
-                    "entropy_nats": float(poses.entropy[: int(done)].mean()),
-                },
-                dict(state),
+                "search of all poses", done, len(self.stack), share, metrics, **deal.kept(hand, state)
             )
         state |= {"stage": "refine", "round": 0, "block": 0, "radius": self.plan.last_radius}
         state["shift_sd_px"] = max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)
@@ -288,12 +306,11 @@ class _Run:
     def _lattice(self, radius: int) -> Lattice:
         return Lattice(min(2 * (radius + 2), self.stack.box + self.stack.box % 2))
 
-    def _blocks(self) -> tuple[Tensor, ...]:
+    def _blocks(self, n_blocks: int) -> tuple[Tensor, ...]:
         """Blocks of rows with the two halves balanced in each."""
         order = torch.argsort(self.halves, stable=True)
         n0 = int((self.halves == 0).sum())
         first, second = order[:n0], order[n0:]
-        n_blocks = max(1, len(order) // (256 * max(self.team.count, 2)))
         pairs = zip(first.tensor_split(n_blocks), second.tensor_split(n_blocks), strict=True)
         return tuple(torch.cat(pair) for pair in pairs)
 
@@ -313,12 +330,21 @@ class _Run:
     ) -> Iterator[Progress]:
         """One pass over all images: refine against `maps` if given, insert out to `reach`; the sums are in `state`."""
         lattice = self._lattice(reach)
-        blocks = self._blocks()
         if state["block"] == 0:
             state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros()}
+            n_blocks = max(1, len(self.stack) // (256 * max(self.team.count, 2)))
+            state["blocks"] = even_count(n_blocks, self.team.ranks)
+        blocks = self._blocks(state["blocks"])
         raw = (state["raw0"], state["raw1"])
-        for i in range(state["block"], len(blocks)):
-            rows = blocks[i]
+        deal = Deal(
+            self.team.ranks,
+            blocks,
+            state["block"],
+            columns=list(vars(poses).values()),
+            sums={"raw0": raw[0], "raw1": raw[1]},
+        )
+        for hand in deal:
+            rows = hand.mine
             if maps is not None:
                 refine_block(
                     self.observed,
@@ -331,7 +357,7 @@ class _Run:
                     shift_sd_px=state["shift_sd_px"],
                     team=self.team,
                 )
-                state["visits"] += len(rows)
+                state["visits"] += len(hand.every)
             insert_block(
                 self.observed,
                 poses,
@@ -343,10 +369,11 @@ class _Run:
                 radius=reach,
                 team=self.team,
             )
-            state |= {"block": i + 1, **poses.state()}
+            state |= {"block": hand.done, **poses.state()}
             metrics = {"image_visits": float(state["visits"]), "radius": float(radius)}
-            share = (state["round"] + (i + 1) / len(blocks)) / (self.settings.rounds + 2)
-            yield Progress(label, i + 1, len(blocks), 0.6 + 0.4 * share, metrics, dict(state))
+            share = (state["round"] + hand.done / len(blocks)) / (self.settings.rounds + 2)
+            fraction = 0.6 + 0.4 * share
+            yield Progress(label, hand.done, len(blocks), fraction, metrics, **deal.kept(hand, state))
 
     def _solve(self, state: dict[str, Any], reach: int) -> HalfMaps:
         lattice = self._lattice(reach)
@@ -375,7 +402,7 @@ class _Run:
             del maps
             solved = self._solve(state, reach)
             supported = min(max(solved.radius_at(0.3), self.plan.last_radius), self.limit, reach)
-            grown = min(supported, int(1.5 * radius) + 2)
+            grown, sharp = self.team.ranks.agree((min(supported, int(1.5 * radius) + 2), self._sharp(poses)))
             state |= {
                 "last0": state.pop("raw0"),
                 "last1": state.pop("raw1"),
@@ -384,7 +411,7 @@ class _Run:
                 "round": current + 1,
                 "radius": grown,
             }
-            done = current > 1 and (grown <= radius + 1 or self._sharp(poses))
+            done = current > 1 and (grown <= radius + 1 or sharp)
             if done or current >= self.settings.rounds:
                 state |= {"stage": "final"}
                 del state["last0"], state["last1"]
@@ -393,10 +420,10 @@ class _Run:
     def _second_look(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps) -> Iterator[Progress]:
         """Search all poses again, with the better maps, for the images that are explained worst."""
         if "doubtful" not in state:
-            state |= {"doubtful": poses.doubtful(), "doubt_block": 0}
+            state |= {"doubtful": poses.doubtful(), "doubt_block": 0, "doubt_rows": 32 * self.team.count}
         # One particle in ninety sits beyond three standard deviations in the plane.
         views = [self._view(h, state["shift_sd_px"], reach_sd=4.5) for h in maps.halves]
-        blocks = state["doubtful"].split(32 * self.team.count)
+        blocks = state["doubtful"].split(state["doubt_rows"])
         radius, shift_sd_px = min(state["radius"], int(1.5 * self.plan.last_radius)), state["shift_sd_px"]
 
         def work(part: tuple[Tensor, int]) -> None:
@@ -415,14 +442,15 @@ class _Run:
             )
             poses.put(rows, found)
 
-        for i in range(state["doubt_block"], len(blocks)):
-            sides = self.halves[blocks[i]]
-            self.team.map(work, [(p, h) for h in (0, 1) for p in blocks[i][sides == h].split(16) if len(p)])
-            state["visits"] += len(blocks[i])
-            state |= {"doubt_block": i + 1, **poses.state()}
+        deal = Deal(self.team.ranks, blocks, state["doubt_block"], columns=list(vars(poses).values()))
+        for hand in deal:
+            sides = self.halves[hand.mine]
+            self.team.map(work, [(p, h) for h in (0, 1) for p in hand.mine[sides == h].split(16) if len(p)])
+            state["visits"] += len(hand.every)
+            state |= {"doubt_block": hand.done, **poses.state()}
             metrics = {"image_visits": float(state["visits"]), "doubtful": float(len(state["doubtful"]))}
-            share = state["round"] / (self.settings.rounds + 2)
-            yield Progress("second look", i + 1, len(blocks), 0.6 + 0.4 * share, metrics, dict(state))
+            fraction = 0.6 + 0.4 * state["round"] / (self.settings.rounds + 2)
+            yield Progress("second look", hand.done, len(blocks), fraction, metrics, **deal.kept(hand, state))
         state["looked_twice"] = True
         del state["doubtful"]
 

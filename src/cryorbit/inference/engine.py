@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cryorbit.inference.ranks import Ranks
+
 Item = TypeVar("Item")
 Out = TypeVar("Out")
 
@@ -35,6 +37,9 @@ class Progress:
         those of the running loop: save or copy them before asking for the next record.
     result
         Set in the last record only.
+    whole
+        In a run of several processes: makes the state of all of them, to be called by all or none. None where they do not
+        meet; then `state` may be empty.
     """
 
     stage: str
@@ -44,17 +49,20 @@ class Progress:
     metrics: dict[str, float]
     state: dict[str, Any] = field(default_factory=dict)
     result: Any = None
+    whole: Callable[[], dict[str, Any]] | None = None
 
 
 class Workers:
     """Python threads that each run single-threaded tensor code: torch lets go of the interpreter inside its operators.
 
-    Results come in the order of the items whatever the order of work, so sums taken over them are reproducible.
+    Results come in the order of the items whatever the order of work, so sums taken over them are reproducible. `ranks`
+    are the processes that the run is spread over, each with workers of its own.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor | None, count: int) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None, count: int, ranks: Ranks | None = None) -> None:
         self._pool = pool
         self.count = count
+        self.ranks = ranks or Ranks()
 
     def map(self, function: Callable[[Item], Out], items: Iterable[Item]) -> list[Out]:
         """`function` of every item, in order."""
@@ -64,17 +72,17 @@ class Workers:
 
 
 @contextmanager
-def workers(count: int) -> Iterator[Workers]:
+def workers(count: int, ranks: Ranks | None = None) -> Iterator[Workers]:
     """`count` workers, with torch's own threads off meanwhile; `count` = 1 works in the caller's thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     _keep_freed_memory()
     try:
         if count <= 1:
-            yield Workers(None, 1)
+            yield Workers(None, 1, ranks)
         else:
             with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as pool:
-                yield Workers(pool, count)
+                yield Workers(pool, count, ranks)
     finally:
         torch.set_num_threads(before)
 

@@ -93,10 +93,10 @@ class ParticleModel(Observations):
         count = torch.bincount(shell, minlength=n_shells)
         out = self.group_noise.clone()
 
-        def residuals(part: tuple[Tensor, int]) -> Float[Tensor, "b shells"]:
-            rows, h = part
+        def residuals(part: tuple[Tensor, Tensor, int]) -> None:
+            out, rows, h = part
             left = self.residual(rows, poses, maps.halves[h], points).abs().square()
-            return torch.zeros(len(rows), n_shells).index_add_(1, shell, left)
+            out.index_add_(1, shell, left)
 
         for h in (0, 1):
             spectra = []
@@ -104,8 +104,11 @@ class ParticleModel(Observations):
                 rows = torch.nonzero((self.half == h) & (self.group == g))[:, 0]
                 enough = len(rows) >= LEAST_OF_GROUP
                 rows = rows[torch.linspace(0, max(len(rows) - 1, 0), min(len(rows), NOISE_IMAGES)).long()]
-                parts = team.map(residuals, [(p, h) for p in rows.split(CHUNK) if len(p)])
-                total = torch.cat(parts) if parts else torch.zeros(0, n_shells)
+                total = torch.zeros(len(rows), n_shells)
+                split = zip(total.split(CHUNK), rows.split(CHUNK), strict=True)
+                parts = [(o, p, h) for o, p in split if len(p)]
+                team.map(residuals, parts[team.ranks.rank :: team.ranks.size])
+                team.ranks.sum_(total)
                 spectra.append((total, enough))
             everyone = torch.cat([total for total, _ in spectra])
             for g, (total, enough) in enumerate(spectra):
@@ -170,7 +173,9 @@ class ParticleModel(Observations):
             )
 
         halves = [(h, torch.nonzero(self.half == h)[:, 0]) for h in (0, 1)]
-        team.map(work, [(p, h) for h, rows in halves for p in rows.split(CHUNK) if len(p)])
+        parts = [(p, h) for h, rows in halves for p in rows.split(CHUNK) if len(p)]
+        team.map(work, parts[team.ranks.rank :: team.ranks.size])
+        team.ranks.sum_(change)
         moved = replace(
             ctf,
             defocus_u_A=ctf.defocus_u_A + change.to(ctf.defocus_u_A),

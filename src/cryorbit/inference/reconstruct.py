@@ -16,6 +16,7 @@ from cryorbit.geometry.symmetry import point_group
 from cryorbit.inference.abinitio import half_sets
 from cryorbit.inference.engine import Progress, generator_from, workers
 from cryorbit.inference.observations import Contrast, contrast_of
+from cryorbit.inference.ranks import Ranks, even_count
 from cryorbit.physics.backproject import Backprojector, prior_power_from_fsc
 
 _BLOCK_PIXELS = 2_000_000
@@ -57,9 +58,15 @@ class ReconstructResult:
 
 
 def reconstruct(
-    stack: ParticleStack, settings: ReconstructSettings, *, device: torch.device | None = None
+    stack: ParticleStack,
+    settings: ReconstructSettings,
+    *,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Yield progress; the last record carries the `ReconstructResult`.
+
+    With `ranks`, every process calls this with the same stack, adds its share of the images, and gets the whole result.
 
     Raises
     ------
@@ -73,27 +80,36 @@ def reconstruct(
     if min(map(len, rows)) == 0:
         raise BadInput(f"{stack.source}: one of the half sets is empty. Give each half some particles.")
     sums = [Backprojector.empty(stack.box, pixel_size_A=stack.pixel_size_A, device=device) for _ in rows]
+    ranks = ranks or Ranks()
     size = max(1, _BLOCK_PIXELS // stack.box**2)
-    parts = [r.split(size) for r in rows]
-    steps = max(map(len, parts))
+    parts = [r.split(size) if ranks.size == 1 else _even_parts(r, size, ranks) for r in rows]
 
     sign = contrast_of(stack, settings.contrast)
 
-    def add(h: int, step: int) -> int:
-        if step >= len(parts[h]):
-            return 0
-        _insert(sums[h], stack, parts[h][step], sign=sign, device=device)
-        return len(parts[h][step])
+    def add(h: int, step: int) -> None:
+        if step < len(parts[h]):
+            _insert(sums[h], stack, parts[h][step], sign=sign, device=device)
 
     done = 0
     with workers(min(2, torch.get_num_threads())) as team:
-        for step in range(steps):
-            done += sum(team.map(lambda h, step=step: add(h, step), (0, 1)))
+        for turn in range(0, max(map(len, parts)), ranks.size):
+            team.map(lambda h, step=turn + ranks.rank: add(h, step), (0, 1))
+            done += sum(len(p) for part in parts for p in part[turn : turn + ranks.size])
             visits = {"image_visits": float(done)}
-            yield Progress("reconstruction", done, len(stack), 0.95 * done / len(stack), visits)
+            share = 0.95 * done / len(stack)
+            yield Progress(
+                "reconstruction", done, len(stack), share, visits, whole=dict
+            )  # nothing worth saving
+    for half in sums:
+        ranks.sum_(half.numerator, half.denominator)
     result = _solve(sums, settings.symmetry, halves + 1)
     last = {"image_visits": float(done), "resolution_0143_A": result.curve.resolution_A(0.143)}
     yield Progress("done", len(stack), len(stack), 1.0, last, {}, result)
+
+
+def _even_parts(rows: Int[Tensor, "n"], size: int, ranks: Ranks) -> tuple[Tensor, ...]:
+    """Rows in about equal parts of at most `size`, as many for every process."""
+    return rows.tensor_split(even_count(-(-len(rows) // size), ranks))
 
 
 def _insert(
@@ -105,6 +121,8 @@ def _insert(
     device: torch.device | None,
 ) -> None:
     assert stack.pose is not None  # checked by the caller
+    if len(rows) == 0:
+        return
     images: Float[Tensor, "k h w"] = stack.images[rows].to(device) * sign
     sums.insert(images, stack.pose[rows], None if stack.ctf is None else stack.ctf[rows])
 

@@ -25,6 +25,7 @@ from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference.engine import Progress, workers
 from cryorbit.inference.half_maps import HalfMaps
+from cryorbit.inference.ranks import Ranks
 from cryorbit.inference.refinement_rounds import RefinementRounds
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.rounds import PoseTable
@@ -69,8 +70,11 @@ def run_refinement(
     *,
     reference: Volume | None = None,
     state: dict[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Yield progress; the last record carries the `RefinementResult`. `state` of any record continues from there.
+
+    With `ranks`, every process calls this with the same stack and state, and gets the whole result.
 
     Raises
     ------
@@ -87,7 +91,7 @@ def run_refinement(
         raise BadInput(
             f"{stack.source}: {len(stack)} images are too few to refine; {LEAST_IMAGES} is the least."
         )
-    with workers(settings.threads or torch.get_num_threads()) as team:
+    with workers(settings.threads or torch.get_num_threads(), ranks) as team:
         rounds = RefinementRounds(stack, settings, reference, team)
         now = dict(state or {})
         yield from rounds.go(now)

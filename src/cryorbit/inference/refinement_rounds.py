@@ -23,6 +23,7 @@ from cryorbit.inference.locate import disk_data
 from cryorbit.inference.map_fit import fit_to_images
 from cryorbit.inference.observations import contrast_of, observe
 from cryorbit.inference.particle_model import ParticleModel
+from cryorbit.inference.ranks import Deal, even_count
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
 from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
@@ -194,29 +195,32 @@ class RefinementRounds:
         known: bool = False,
     ) -> Iterator[Progress]:
         """Exhaustive search of some images, block by block; the pose that an image has competes if it is `known`."""
-        blocks = rows.split(64 * self.team.count)
+        if state["block"] == 0:
+            state["block_rows"] = (
+                64 * self.team.count
+            )  # kept, so that a run goes on with other threads or processes
+        blocks = rows.split(state["block_rows"])
 
         def work(part: tuple[Tensor, int]) -> None:
             chosen, h = part
             before = (poses.rotation[chosen], poses.shift_px[chosen]) if known else None
             poses.put(chosen, searches[h](chosen, known=before))
 
-        for i in range(state["block"], len(blocks)):
-            sides = self.halves[blocks[i]]
-            self.team.map(work, [(p, h) for h in (0, 1) for p in blocks[i][sides == h].split(16) if len(p)])
-            state |= {"block": i + 1, "visits": state["visits"] + len(blocks[i]), **poses.state()}
-            metrics = {
-                "image_visits": float(state["visits"]),
-                "confidence": float(poses.confidence[rows[: (i + 1) * 64 * self.team.count]].mean()),
-            }
-            done = state["fraction"] + (0.02 if known else 0.3) * (i + 1) / len(blocks)
-            yield Progress(label, i + 1, len(blocks), done, metrics, dict(state))
+        deal = Deal(self.team.ranks, blocks, state["block"], columns=list(vars(poses).values()))
+        sure, seen = 0.0, 0
+        for hand in deal:
+            sides = self.halves[hand.mine]
+            self.team.map(work, [(p, h) for h in (0, 1) for p in hand.mine[sides == h].split(16) if len(p)])
+            state |= {"block": hand.done, "visits": state["visits"] + len(hand.every), **poses.state()}
+            sure, seen = sure + float(poses.confidence[hand.mine].sum()), seen + len(hand.mine)
+            metrics = {"image_visits": float(state["visits"]), "confidence": sure / max(seen, 1)}
+            done = state["fraction"] + (0.02 if known else 0.3) * hand.done / len(blocks)
+            yield Progress(label, hand.done, len(blocks), done, metrics, **deal.kept(hand, state))
 
-    def _blocks(self) -> tuple[Tensor, ...]:
+    def _blocks(self, n_blocks: int) -> tuple[Tensor, ...]:
         """Blocks of rows with the two halves balanced in each."""
         order = torch.argsort(self.halves, stable=True)
         n0 = int((self.halves == 0).sum())
-        n_blocks = max(1, len(order) // (256 * max(self.team.count, 2)))
         pairs = zip(order[:n0].tensor_split(n_blocks), order[n0:].tensor_split(n_blocks), strict=True)
         return tuple(torch.cat(pair) for pair in pairs)
 
@@ -224,22 +228,27 @@ class RefinementRounds:
         self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int
     ) -> Iterator[Progress]:
         """One pass over all images: poses against `maps`, then into the sums of their half out to `reach`."""
-        lattice, blocks, current, radius = (
-            self._lattice(reach),
-            self._blocks(),
-            state["round"],
-            state["radius"],
-        )
+        lattice, current, radius = self._lattice(reach), state["round"], state["radius"]
         if state["block"] == 0:
             state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros(), "before": poses.rotation.clone()}
+            n_blocks = max(1, len(self.stack) // (256 * max(self.team.count, 2)))
+            state["blocks"] = even_count(n_blocks, self.team.ranks)
+        blocks = self._blocks(state["blocks"])
         raw = (state["raw0"], state["raw1"])
         label = "maps of given poses" if not current else f"round {current}" if maps else "final half maps"
         motion = SmallMotion.none()
         if maps is not None and maps.halves[0] is not maps.halves[1]:
             motion = motion_between(maps, self.group, box=self.stack.box)
         begun, share = state["fraction"], (0.98 - state["fraction"]) / (2 if maps else 3)
-        for i in range(state["block"], len(blocks)):
-            rows = blocks[i]
+        deal = Deal(
+            self.team.ranks,
+            blocks,
+            state["block"],
+            columns=list(vars(poses).values()),
+            sums={"raw0": raw[0], "raw1": raw[1]},
+        )
+        for hand in deal:
+            rows = hand.mine
             halves = self.halves[rows]
             if maps is not None:
                 if current == 1:
@@ -255,18 +264,17 @@ class RefinementRounds:
                     shift_sd_px=state["shift_sd_px"],
                     team=self.team,
                 )
-                state["visits"] += len(rows)
+                state["visits"] += len(hand.every)
                 second = rows[halves == 1]
                 moved = motion.moved(poses.rotation[second], poses.shift_px[second])
                 poses.rotation[second], poses.shift_px[second] = moved
             insert_block(
                 self.model, poses, rows, halves, lattice, raw, self.group, radius=reach, team=self.team
             )
-            state |= {"block": i + 1, **poses.state()}
+            state |= {"block": hand.done, **poses.state()}
             metrics = {"image_visits": float(state["visits"]), "radius": float(radius)}
-            yield Progress(
-                label, i + 1, len(blocks), begun + share * (i + 1) / len(blocks), metrics, dict(state)
-            )
+            done = begun + share * hand.done / len(blocks)
+            yield Progress(label, hand.done, len(blocks), done, metrics, **deal.kept(hand, state))
         state["fraction"] = begun + share
 
     def _look_near(self, state: dict[str, Any], poses: PoseTable, rows: Tensor, maps: HalfMaps) -> None:
@@ -308,6 +316,8 @@ class RefinementRounds:
             moved = math.degrees(float(geodesic_angle(state["before"], poses.rotation).median()))
             still = moved < STILL_BELOW * float(poses.angle_sd_deg.median())
             self._measure(state, poses, maps, reach=reach)
+        # What decides how the run goes on comes from one process: another processor may round otherwise.
+        grown, still = self.team.ranks.agree((grown, still))
         done = current >= 2 and grown <= radius + 1 and still
         state |= {
             "last0": state.pop("raw0"),
