@@ -55,6 +55,8 @@ class Observations:
     particle_radius_px: float
     shift_sd_px: float
     """What the search first takes the particles' shifts to be, per axis."""
+    rim_is_sharp: bool = False
+    """Whether the radius is that of the mean image's rim, as of particles that look like a ball from every side."""
 
     @property
     def box(self) -> int:
@@ -168,6 +170,7 @@ def observe(
         total_power=total,
         particle_radius_px=min(max(measured, 0.06 * box), 0.45 * box),
         shift_sd_px=mean_image_shift_sd_px(images, ctf) if nearly_round else 0.05 * box,
+        rim_is_sharp=nearly_round,
     )
 
 

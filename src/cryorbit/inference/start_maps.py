@@ -17,6 +17,9 @@ from cryorbit.inference.refine import half_disk
 EDGE = 4
 """Shells beyond the radius that a start map has room for: its low-pass falls off within them."""
 
+ROOM = 1.15
+"""Radius of the mask over the particle's, where that is not known from its rim: neighbours come in with more room."""
+
 
 def start_maps(
     reference: Volume, observed: Observations, *, radius: int, snr: float | None = None
@@ -58,8 +61,9 @@ def below(maps: HalfMaps, radius: int, observed: Observations) -> HalfMaps:
 
 
 def support(lattice: Lattice, observed: Observations) -> Float[Tensor, "n n n"]:
-    """A ball with some room around the particle."""
-    return support_mask(lattice.n, 1.15 * observed.particle_radius_px * lattice.n / observed.box)
+    """A ball around the particle, with some room where its radius was measured on shifted images (see `observe`)."""
+    room = 1.0 if observed.rim_is_sharp else ROOM
+    return support_mask(lattice.n, room * observed.particle_radius_px * lattice.n / observed.box)
 
 
 def _scale_at(snr: float, half: Tensor, observed: Observations, radius: int) -> float:
