@@ -261,9 +261,8 @@ class _Run:
         view = self._view(half, state["shift_sd_px"], reach_sd=3.3)
         poses = PoseTable.restore(state)
         if state["block"] == 0:
-            state["block_rows"] = (
-                64 * self.team.count
-            )  # kept, so that a run goes on with other threads or processes
+            # Kept, so that a run goes on with other threads or processes.
+            state |= {"block_rows": 64 * self.team.count, "seen": (0, 0.0, 0.0)}
         blocks = torch.arange(len(self.stack)).split(state["block_rows"])
         shift_sd_px = state["shift_sd_px"]
 
@@ -282,12 +281,14 @@ class _Run:
             poses.put(rows, found)
 
         deal = Deal(self.team.ranks, blocks, state["block"], columns=list(vars(poses).values()))
-        sure, entropy, seen = 0.0, 0.0, 0
         for hand in deal:
             self.team.map(work, [p for p in hand.mine.split(16) if len(p)])
             done = int(hand.every[-1]) + 1
-            sure, seen = sure + float(poses.confidence[hand.mine].sum()), seen + len(hand.mine)
+            seen, sure, entropy = state["seen"]
+            seen += len(hand.mine)
+            sure += float(poses.confidence[hand.mine].sum())
             entropy += float(poses.entropy[hand.mine].sum())
+            state["seen"] = (seen, sure, entropy)
             state |= {"block": hand.done, **poses.state()}
             metrics = {
                 "image_visits": state["visits"] + float(done),

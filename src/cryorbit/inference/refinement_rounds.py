@@ -196,9 +196,8 @@ class RefinementRounds:
     ) -> Iterator[Progress]:
         """Exhaustive search of some images, block by block; the pose that an image has competes if it is `known`."""
         if state["block"] == 0:
-            state["block_rows"] = (
-                64 * self.team.count
-            )  # kept, so that a run goes on with other threads or processes
+            # Kept, so that a run goes on with other threads or processes.
+            state |= {"block_rows": 64 * self.team.count, "seen": (0, 0.0)}
         blocks = rows.split(state["block_rows"])
 
         def work(part: tuple[Tensor, int]) -> None:
@@ -207,12 +206,13 @@ class RefinementRounds:
             poses.put(chosen, searches[h](chosen, known=before))
 
         deal = Deal(self.team.ranks, blocks, state["block"], columns=list(vars(poses).values()))
-        sure, seen = 0.0, 0
         for hand in deal:
             sides = self.halves[hand.mine]
             self.team.map(work, [(p, h) for h in (0, 1) for p in hand.mine[sides == h].split(16) if len(p)])
             state |= {"block": hand.done, "visits": state["visits"] + len(hand.every), **poses.state()}
-            sure, seen = sure + float(poses.confidence[hand.mine].sum()), seen + len(hand.mine)
+            seen, sure = state["seen"]
+            seen, sure = seen + len(hand.mine), sure + float(poses.confidence[hand.mine].sum())
+            state["seen"] = (seen, sure)
             metrics = {"image_visits": float(state["visits"]), "confidence": sure / max(seen, 1)}
             done = state["fraction"] + (0.02 if known else 0.3) * hand.done / len(blocks)
             yield Progress(label, hand.done, len(blocks), done, metrics, **deal.kept(hand, state))
