@@ -131,6 +131,8 @@ def write_result(folder: RunFolder, result: RefinementResult) -> None:
         verdict_level="good" if result.converged else "bad",
         converged=result.converged,
         rounds=result.rounds,
+        gold_standard=True,
+        shared_to_A=result.shared_to_A,
         log_likelihood_mean=float(result.log_likelihood.double().mean()),
         resolution_0143_A=result.curve.resolution_A(0.143),
         particles=len(result.stack),

@@ -109,6 +109,8 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
         half_maps=(read_map(halves[0]), read_map(halves[1])) if all(h.exists() for h in halves) else None,
         truth_curve=read_fsc(truth).get("unmasked") if truth.exists() else None,
         gold_standard=bool(facts.get("gold_standard", False)),
+        shared_to_A=facts.get("shared_to_A"),
+        n_particles=facts.get("particles"),
         symmetry=str(settings.get("symmetry", "C1")),
         metrics=read_metrics(folder / METRICS),
         evaluation=read_json(folder / "evaluation.json"),
@@ -121,7 +123,8 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
 
 
 def _title(facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    what = {"abinitio": "Ab initio map", "reconstruct": "Reconstruction"}.get(facts.get("verb", ""), "Map")
+    words = {"abinitio": "Ab initio map", "refine": "Refinement", "reconstruct": "Reconstruction"}
+    what = words.get(facts.get("verb", ""), "Map")
     name = settings.get("particles")
     return f"{what} of {Path(name).name}" if name else what
 

@@ -48,6 +48,8 @@ class RefinementResult:
     half_maps: tuple[Volume, Volume]
     curve: ShellCorrelation
     rounds: int
+    shared_to_A: float | None
+    """Low-pass of the reference that both halves started from; None where each started from poses of its own."""
     verdict: str
     converged: bool
 
@@ -121,6 +123,9 @@ def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResu
         half_maps=(halves[0], halves[1]),
         curve=curve,
         rounds=state["round"] - 1,
+        shared_to_A=None
+        if rounds.reference is None and rounds.own_halves
+        else rounds.field_A / rounds.start_radius,
         verdict=verdict,
         converged=converged,
     )

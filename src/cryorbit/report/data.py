@@ -180,11 +180,15 @@ class ReportData:
     """FSC of the map against a known truth, for simulations."""
     gold_standard: bool = False
     """Whether the two halves never shared a map, poses included, from the start."""
+    shared_to_A: float | None = None
+    """Low-pass of the reference that both halves started from; None where each half started from poses of its own."""
 
     pose: Pose | None = None
     symmetry: str = "C1"
     confidence: Float[Tensor, "n"] | None = None
     """Probability of the best pose's neighbourhood, per particle, 0 to 1."""
+    n_particles: int | None = None
+    """Particles of the run, of which the report may show some."""
     entropy: Float[Tensor, "n"] | None = None
     """Entropy of the posterior per particle, nats relative to uniform."""
     ctf: CTF | None = None

@@ -97,7 +97,7 @@ def cards(data: ReportData) -> list[Card]:
         if isinstance(angle, int | float):
             hint = f"median angle {angle:.1f}°"
         found.append(Card("Pose error", f"{mse:.3g}", hint))
-    n = len(data.pose) if data.pose is not None else None
+    n = data.n_particles or (len(data.pose) if data.pose is not None else None)
     if n is not None:
         sure = "" if data.confidence is None else f"median confidence {float(data.confidence.median()):.2f}"
         found.append(Card("Particles", text_of(n), sure))

@@ -7,6 +7,7 @@ import torch
 from cryorbit.data import CTF
 from cryorbit.geometry.symmetry import point_group
 from cryorbit.report import figures_curves, figures_map, figures_particles
+from cryorbit.report.claims import apart
 from cryorbit.report.data import ReportData
 from cryorbit.report.network_section import network_section
 from cryorbit.report.page import Picture, Row, Section, text_of
@@ -58,7 +59,7 @@ def resolution_section(data: ReportData) -> Section | None:
     if data.half_curve is not None or data.masked_curve is not None:
         tag = ("gold standard", "gold") if data.gold_standard else ("not gold standard", "not")
         why = (
-            "The halves never shared a map."
+            apart(data)
             if data.gold_standard
             else "Both halves took their poses from maps they shared, so part of what agrees may be noise: "
             "read "
