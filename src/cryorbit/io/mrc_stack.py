@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,9 +26,8 @@ from cryorbit.io.mrc_header import (
     header_bytes,
     read_header,
 )
+from cryorbit.io.open_maps import OpenMaps, mapped
 
-_OPEN_MAPS = 100
-"""Memory maps kept open; a data set may have one stack per micrograph."""
 _CHUNK_BYTES = 32 << 20
 """Most that is converted at one time, so that half-precision stacks need no second copy in memory."""
 
@@ -79,7 +77,7 @@ class MrcImages:
         self.section = section.astype(np.int32)
         self._check_sizes()
         self._check_sections(counts)
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._maps = OpenMaps(self._open)
 
     @property
     def box(self) -> int:
@@ -105,10 +103,10 @@ class MrcImages:
         cuts = np.flatnonzero(np.diff(files)) + 1
         chunk = max(1, _CHUNK_BYTES // (self.box * self.box * 4))
         for places in np.split(order, cuts):
-            stack = self._map(int(self.file_index[rows[places[0]]])) if len(places) else None
+            file = int(self.file_index[rows[places[0]]]) if len(places) else -1
             for start in range(0, len(places), chunk):
                 part = places[start : start + chunk]
-                stored = stack[self.section[rows[part]]]  # pyright: ignore[reportOptionalSubscript]
+                stored = self._maps.read(file, self.section[rows[part]])
                 if stored.dtype != np.dtype("<f2"):
                     pixels[part] = stored
                 elif part[-1] - part[0] == len(part) - 1 and (np.diff(part) == 1).all():
@@ -120,27 +118,20 @@ class MrcImages:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": OrderedDict()}  # workers open their own maps
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
-    def _map(self, file: int) -> np.ndarray:
-        if file in self._maps:
-            self._maps.move_to_end(file)
-            return self._maps[file]
-        while len(self._maps) >= _OPEN_MAPS:
-            self._maps.popitem(last=False)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._maps = OpenMaps(self._open)  # workers open their own maps
+
+    def _open(self, file: int) -> np.ndarray:
         path, header = self.paths[file], self.headers[file]
         columns, rows, sections = header.size
-        shape = (sections, rows, columns)
-        if compression(path) is None:
+        with open(path, "rb") if compression(path) is None else decompress_to_temporary(path) as plain:
             # Checked again: the stack may have been cut since, and reading past the end of a map kills.
-            check_length(path, header, os.path.getsize(path))
-            mapped = np.memmap(path, header.dtype, mode="r", offset=header.data_offset, shape=shape)
-        else:
-            with decompress_to_temporary(path) as plain:
-                check_length(path, header, os.fstat(plain.fileno()).st_size)
-                mapped = np.memmap(plain, header.dtype, mode="r", offset=header.data_offset, shape=shape)
-        self._maps[file] = mapped
-        return mapped
+            check_length(path, header, os.fstat(plain.fileno()).st_size)
+            shape = (sections, rows, columns)
+            return mapped(plain.fileno(), header.dtype, offset=header.data_offset, shape=shape)
 
     def _where(self, row: int) -> str:
         """Stack and image, and the row of the table that asked for it."""
