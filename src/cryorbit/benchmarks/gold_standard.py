@@ -70,7 +70,7 @@ class Leaking(RefinementRounds):
 
     def last_maps(self, state: dict[str, Any]) -> HalfMaps:
         """The half maps as ever: what went before shows in them."""
-        return super()._solve(state["raw0"], state["raw1"], self.last_shell)
+        return super()._solve(state["raw0"], state["raw1"], self.plan.last_shell)
 
 
 def refined_halves(

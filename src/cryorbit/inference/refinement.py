@@ -125,7 +125,7 @@ def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResu
         rounds=state["round"] - 1,
         shared_to_A=None
         if rounds.reference is None and rounds.own_halves
-        else rounds.field_A / rounds.start_radius,
+        else rounds.plan.field_A / rounds.plan.start_radius,
         verdict=verdict,
         converged=converged,
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from cryorbit.data import ParticleStack, Volume
@@ -24,6 +23,8 @@ from cryorbit.inference.map_fit import fit_to_images
 from cryorbit.inference.observations import contrast_of, observe
 from cryorbit.inference.particle_model import ParticleModel
 from cryorbit.inference.ranks import Deal, even_count
+from cryorbit.inference.refinement_plan import RefinementPlan
+from cryorbit.inference.refinement_search import Searches
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
 from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
@@ -33,8 +34,6 @@ GROW_ABOVE = 0.143
 """Correlation of the halves that the radius follows."""
 STILL_BELOW = 0.25
 """Median turn of the poses in a round, in units of their own uncertainty, below which they stand still."""
-SEARCH_TURNS = 2.9
-"""Waves along the particle's radius that an exhaustive search compares on its grid."""
 NEAR_STEPS = 2.5
 """Reach of the first round's local search, in turns of 1 radian of phase at the particle's rim."""
 
@@ -58,19 +57,7 @@ class RefinementRounds:
         self.own_halves = stack.half_set is not None and set(stack.half_set.unique().tolist()) == {1, 2}
         self.halves = half_sets(stack, generator=generator)
         self.model = ParticleModel.of(self.observed, self.halves)
-        self.field_A = stack.box * stack.pixel_size_A
-        self.last_shell = (stack.box - 1) // 2
-        self.limit = self.last_shell - 1
-        if settings.max_resolution_A is not None:
-            self.limit = min(self.limit, int(self.field_A / settings.max_resolution_A))
-        self.waves_per_px = self.observed.particle_radius_px / self.observed.box
-        self.least = min(max(4, round(1.05 / self.waves_per_px)), self.limit)
-        self.start_radius = min(
-            max(round(self.field_A / settings.start_resolution_A), self.least), self.limit
-        )
-        wanted = round(SEARCH_TURNS * len(self.group) ** (1 / 3) / self.waves_per_px)
-        self.crop = min(2 * (wanted + 3), stack.box + stack.box % 2)
-        self.search_radius = min(wanted, self.crop // 2 - 3, self.limit)
+        self.plan = RefinementPlan.of(self.observed, settings, group_order=len(self.group))
 
     def go(self, state: dict[str, Any]) -> Iterator[Progress]:
         """All stages, from wherever `state` stands; at the end it holds the sums of the last sweep."""
@@ -85,15 +72,15 @@ class RefinementRounds:
             maps = self._maps_of(state)
             if maps is not None and state["round"] == 2 and not state.get("looked_twice"):
                 yield from self._second_look(state, poses, maps)
-            reach = min(self.limit, int(1.4 * state["radius"]) + 4)
-            reach = reach if maps is not None else self.limit
+            reach = min(self.plan.limit, int(1.4 * state["radius"]) + 4)
+            reach = reach if maps is not None else self.plan.limit
             yield from self._sweep(state, poses, maps, reach=reach)
             self._learn(state, poses, maps, reach=reach)
-        yield from self._sweep(state, poses, None, reach=self.last_shell)
+        yield from self._sweep(state, poses, None, reach=self.plan.last_shell)
 
     def last_maps(self, state: dict[str, Any]) -> HalfMaps:
         """Half maps out to the last shell from the sums of the last sweep."""
-        return self._solve(state["raw0"], state["raw1"], self.last_shell)
+        return self._solve(state["raw0"], state["raw1"], self.plan.last_shell)
 
     def _beginning(self) -> dict[str, Any]:
         poses = PoseTable.empty(len(self.stack))
@@ -109,8 +96,8 @@ class RefinementRounds:
             "block": 0,
             "visits": 0,
             "fraction": 0.0,
-            "radius": self.start_radius,
-            "start_radius": self.start_radius,
+            "radius": self.plan.start_radius,
+            "start_radius": self.plan.start_radius,
             "shift_sd_px": spread_px(poses),
             **poses.state(),
             **self.model.state(),
@@ -133,89 +120,58 @@ class RefinementRounds:
             return self._start_maps()
         maps = self._solve(state["last0"], state["last1"], state["last_reach"])
         if state["round"] == 1 and not self.own_halves:
-            return below(maps, self.start_radius, self.observed)
+            return below(maps, self.plan.start_radius, self.observed)
         return maps
 
     def _start_maps(self) -> HalfMaps:
         assert self.reference is not None  # asked for only by stages that have one
         snr = self.settings.start_snr
-        return start_maps(self.reference, self.observed, radius=self.start_radius, snr=snr)
+        return start_maps(self.reference, self.observed, radius=self.plan.start_radius, snr=snr)
 
     def _pose_search(self, half: Tensor, shift_sd_px: float, radius: int) -> PoseSearch:
         return PoseSearch(
             self.model,
             half,
             shift_sd_px,
-            box=self.crop,
-            grid_radius=min(radius, self.search_radius),
+            box=self.plan.crop,
+            grid_radius=min(radius, self.plan.search_radius),
             radius=radius,
             group=self.group,
         )
 
     def _search(self, state: dict[str, Any], poses: PoseTable) -> Iterator[Progress]:
         """Every image over all poses, against the low-passed reference."""
-        radius = self.start_radius
+        radius = self.plan.start_radius
         half = self._start_maps().halves[0]
         if "searched_sd" not in state:
             fit = fit_to_images(
                 self.observed,
                 half,
-                box_px=min(2 * (min(radius, self.search_radius) + 2), self.crop),
+                box_px=min(2 * (min(radius, self.plan.search_radius) + 2), self.plan.crop),
                 generator=generator_from(None, seed=self.settings.seed),
                 team=self.team,
             )
             state["searched_sd"] = fit.shift_sd_px
         search = self._pose_search(half, state["searched_sd"], radius)
         rows = torch.arange(len(self.stack))
-        yield from self._search_rows(state, poses, rows, (search, search), "search of all poses")
+        looked = Searches((search, search), self.halves, self.team, label="search of all poses", share=0.3)
+        yield from looked.through(rows, state, poses)
         state |= {"stage": "refine", "block": 0, "fraction": 0.3, "shift_sd_px": spread_px(poses)}
 
     def _second_look(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps) -> Iterator[Progress]:
         """Search all poses, with the better maps, for the images that are explained worst."""
         if "doubtful" not in state:
             state |= {"doubtful": poses.doubtful(), "block": 0}
-        radius = min(state["radius"], int(1.5 * self.search_radius))
+        radius = min(state["radius"], int(1.5 * self.plan.search_radius))
         # One particle in ninety sits beyond three standard deviations in the plane.
         wide = 1.4 * state["shift_sd_px"]
         first, second = (self._pose_search(half, wide, radius) for half in maps.halves)
-        yield from self._search_rows(
-            state, poses, state["doubtful"], (first, second), "second look", known=True
+        looked = Searches(
+            (first, second), self.halves, self.team, label="second look", share=0.02, known=True
         )
+        yield from looked.through(state["doubtful"], state, poses)
         state |= {"looked_twice": True, "block": 0}
         del state["doubtful"]
-
-    def _search_rows(
-        self,
-        state: dict[str, Any],
-        poses: PoseTable,
-        rows: Int[Tensor, "m"],
-        searches: tuple[PoseSearch, PoseSearch],
-        label: str,
-        *,
-        known: bool = False,
-    ) -> Iterator[Progress]:
-        """Exhaustive search of some images, block by block; the pose that an image has competes if it is `known`."""
-        if state["block"] == 0:
-            # Kept, so that a run goes on with other threads or processes.
-            state |= {"block_rows": 64 * self.team.count, "seen": (0, 0.0)}
-        blocks = rows.split(state["block_rows"])
-
-        def work(part: tuple[Tensor, int]) -> None:
-            chosen, h = part
-            before = (poses.rotation[chosen], poses.shift_px[chosen]) if known else None
-            poses.put(chosen, searches[h](chosen, known=before))
-
-        deal = Deal(self.team.ranks, blocks, state["block"], columns=list(vars(poses).values()))
-        for hand in deal:
-            sides = self.halves[hand.mine]
-            self.team.map(work, [(p, h) for h in (0, 1) for p in hand.mine[sides == h].split(16) if len(p)])
-            state |= {"block": hand.done, "visits": state["visits"] + len(hand.every), **poses.state()}
-            seen, sure = state["seen"]
-            seen, sure = seen + len(hand.mine), sure + float(poses.confidence[hand.mine].sum())
-            state["seen"] = (seen, sure)
-            metrics = {"image_visits": float(state["visits"]), "confidence": sure / max(seen, 1)}
-            done = state["fraction"] + (0.02 if known else 0.3) * hand.done / len(blocks)
-            yield Progress(label, hand.done, len(blocks), done, metrics, **deal.kept(hand, state))
 
     def _blocks(self, n_blocks: int) -> tuple[Tensor, ...]:
         """Blocks of rows with the two halves balanced in each."""
@@ -279,10 +235,10 @@ class RefinementRounds:
 
     def _look_near(self, state: dict[str, Any], poses: PoseTable, rows: Tensor, maps: HalfMaps) -> None:
         """The first round's local search, around the poses that were given or found."""
-        radius, turn = min(state["radius"], self.search_radius), self.settings.near_deg
+        radius, turn = min(state["radius"], self.plan.search_radius), self.settings.near_deg
         if turn is None:
             # Poses that come with half sets come from a refinement, and are as good as their maps.
-            step_rad = 1 / (2 * math.pi * radius * self.waves_per_px)
+            step_rad = 1 / (2 * math.pi * radius * self.plan.waves_per_px)
             turn = 0.0 if self.own_halves and not self.reference else math.degrees(NEAR_STEPS * step_rad)
         if not turn:
             return
@@ -307,10 +263,10 @@ class RefinementRounds:
         """After a sweep: the radius the halves support, what the images are like, and whether anything still moves."""
         radius, current = state["radius"], state["round"]
         supported = self._solve(state["raw0"], state["raw1"], reach).radius_at(GROW_ABOVE)
-        supported = min(max(supported, self.least), self.limit, reach)
+        supported = min(max(supported, self.plan.least), self.plan.limit, reach)
         still = False
         if maps is None:
-            grown = supported if self.own_halves else self.start_radius
+            grown = supported if self.own_halves else self.plan.start_radius
         else:
             grown = min(supported, int(1.5 * radius) + 2)
             moved = math.degrees(float(geodesic_angle(state["before"], poses.rotation).median()))
