@@ -205,7 +205,10 @@ def forget_peak() -> None:
 
 def table_part(star: Path) -> dict[str, Any]:
     """Reading the table: seconds, and memory that it keeps and needs per row, images untouched."""
-    read_particles(star).select(torch.arange(10))  # what is loaded once, whatever is read
+    with star.open() as lines, tempfile.NamedTemporaryFile("w", dir=star.parent, suffix=".star") as few:
+        few.writelines(line for line, _ in zip(lines, range(200), strict=False))
+        few.flush()
+        read_particles(few.name)  # what is loaded once, whatever is read
     before = resident_MB()
     forget_peak()
     start = time.perf_counter()

@@ -11,10 +11,10 @@ from cryorbit.cli.config import Flat, to_yaml
 from cryorbit.cli.network_options import Method, NetworkOptions, network_settings
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, Device, OutFolder, prepare
 from cryorbit.cli.reading import (
+    ImageOptions,
     ParticlesFile,
-    ReadOptions,
     absolute,
-    read,
+    read_images,
     refuse_bad_images,
     refuse_for_abinitio,
 )
@@ -48,7 +48,7 @@ class Settings:
     """Seconds between checkpoints."""
     method: Method = "search"
     """Exhaustive search; a network alone; or a network that learns from the search and takes over."""
-    reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    reading: Annotated[ImageOptions, Flat] = field(default_factory=ImageOptions)
     network: Annotated[NetworkOptions, Flat] = field(default_factory=NetworkOptions)
     inference: Annotated[AbinitioSettings, Flat] = field(default_factory=AbinitioSettings)
     device: Device = "auto"
@@ -89,7 +89,7 @@ def usable_particles(settings: Settings, ranks: Ranks | None = None) -> Particle
         If they cannot be read, are too few, lack a CTF or hold unusable images.
     """
     assert settings.particles is not None
-    stack = read(settings.particles, settings.reading)
+    stack = read_images(settings.particles, settings.reading, ranks)
     refuse_for_abinitio(stack, ctf=settings.ctf)
     refuse_bad_images(stack, ranks)
     return stack if settings.ctf else replace(stack, ctf=None)

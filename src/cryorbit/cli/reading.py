@@ -48,6 +48,19 @@ class ReadOptions:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(ReadOptions):
+    """How to read the particles and their images"""
+
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Keep a half-precision copy of the images in this folder, made once: for stacks that are many, compressed or on a
+    slow disk."""
+
+    def absolute(self) -> ImageOptions:
+        """The same with absolute paths, so that settings.yaml works from any folder."""
+        return replace(self, **(vars(super().absolute()) | {"cache": absolute(self.cache)}))
+
+
 def absolute(path: Path | None) -> Path | None:
     """The path from the root, None for None."""
     return None if path is None else path.absolute()
@@ -75,6 +88,33 @@ def read(
         pixel_size_A=options.pixel_size_A,
         images=images,
     )
+
+
+def read_images(path: Path, options: ImageOptions, ranks: Ranks | None = None) -> ParticleStack:
+    """As `read`, with the images from the cache if one is asked for: made now unless it is there and still right.
+
+    Of several processes (`ranks`) the first makes it.
+
+    Raises
+    ------
+    BadFile, BadInput
+        If they cannot be read, or the cache cannot be written.
+    """
+    from cryorbit.cli.progress import say
+    from cryorbit.io.image_cache import ImageCache
+
+    stack = read(path, options)
+    if options.cache is None:
+        return stack
+    cache = ImageCache(options.cache, stack.images)
+    if ranks is None or ranks.first:
+        reason = cache.why_not()
+        if reason is not None:
+            say(f"{options.cache}: copying {len(stack)} images, {cache.bytes / 1e9:.2f} GB: {reason}.")
+            cache.build()
+    if ranks is not None:
+        ranks.any(False)  # the others wait until it is there
+    return replace(stack, images=cache.open())
 
 
 def with_ctf_or_waived(stack: ParticleStack, *, ctf: bool) -> ParticleStack:

@@ -10,13 +10,14 @@ import tyro
 from cryorbit.cli.config import Flat, to_yaml
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
 from cryorbit.cli.progress import say
-from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read
+from cryorbit.cli.reading import ImageOptions, ParticlesFile, absolute, read_images
 from cryorbit.errors import BadInput, CryorbitError
 from cryorbit.inference.reconstruct import ReconstructSettings
 
 if TYPE_CHECKING:
     from cryorbit.cli.run_folder import RunFolder
     from cryorbit.data import ParticleStack
+    from cryorbit.inference.ranks import Ranks
     from cryorbit.inference.reconstruct import ReconstructResult
 
 OUTPUTS = ("map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "report.html")
@@ -32,7 +33,7 @@ class Settings:
     """Folder for the results."""
     ctf: bool = True
     """Use the CTF; --no-ctf for images that have none or are corrected for it."""
-    reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    reading: Annotated[ImageOptions, Flat] = field(default_factory=ImageOptions)
     inference: Annotated[ReconstructSettings, Flat] = field(default_factory=ReconstructSettings)
     compute: Annotated[ComputeOptions, Flat] = field(default_factory=ComputeOptions)
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
@@ -47,7 +48,7 @@ def run(settings: Settings) -> int:
     settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
     with several_processes() as ranks:
         device = prepare(settings.compute)
-        stack = posed_particles(settings)
+        stack = posed_particles(settings, ranks)
         folder = open_together(
             ranks, settings.out, verb="reconstruct", settings_yaml=to_yaml(settings), outputs=OUTPUTS
         )
@@ -63,7 +64,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def posed_particles(settings: Settings) -> ParticleStack:
+def posed_particles(settings: Settings, ranks: Ranks) -> ParticleStack:
     """The particles, refused if their poses or CTF are not known.
 
     Raises
@@ -71,7 +72,7 @@ def posed_particles(settings: Settings) -> ParticleStack:
     BadFile, BadInput
         If they cannot be read or lack what is needed.
     """
-    stack = read(settings.particles, settings.reading)
+    stack = read_images(settings.particles, settings.reading, ranks)
     if stack.pose is None:
         raise BadInput(
             f"{stack.source}: no poses in it. Refine them first, or find them with `cryorbit abinitio`."

@@ -10,7 +10,7 @@ import tyro
 
 from cryorbit.cli.config import Flat, to_yaml
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
-from cryorbit.cli.reading import ParticlesFile, ReadOptions, absolute, read, refuse_bad_images
+from cryorbit.cli.reading import ImageOptions, ParticlesFile, absolute, read_images, refuse_bad_images
 from cryorbit.errors import BadInput, CryorbitError
 from cryorbit.inference.refinement_settings import RefinementSettings
 
@@ -39,7 +39,7 @@ class Settings:
     """Use the CTF; --no-ctf for images that have none or are corrected for it."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
-    reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
+    reading: Annotated[ImageOptions, Flat] = field(default_factory=ImageOptions)
     inference: Annotated[RefinementSettings, Flat] = field(default_factory=RefinementSettings)
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
 
@@ -95,7 +95,7 @@ def usable_input(settings: Settings, ranks: Ranks) -> tuple[ParticleStack, Volum
     from cryorbit.io.mrc import read_map
 
     assert settings.particles is not None
-    stack = read(settings.particles, settings.reading)
+    stack = read_images(settings.particles, settings.reading, ranks)
     if stack.pose is None and settings.map is None:
         raise BadInput(
             f"{stack.source}: no poses in it, and no --map to find them with. Give a map, or run `cryorbit abinitio` first."

@@ -95,7 +95,7 @@ class MrcImages:
         BadFile
             If a pixel is not finite, naming stack, image and row.
         """
-        rows = _as_rows(index, len(self))
+        rows = as_rows(index, len(self))
         out = torch.empty(len(rows), self.box, self.box)
         pixels = out.numpy()
         order = np.lexsort((self.section[rows], self.file_index[rows]))
@@ -171,8 +171,14 @@ class MrcImages:
                 )
 
 
-def _as_rows(index: slice | Tensor, n: int) -> np.ndarray:
-    """Row numbers from 0 for a slice or an integer tensor."""
+def as_rows(index: slice | Tensor, n: int) -> np.ndarray:
+    """Row numbers from 0 for a slice or an integer tensor.
+
+    Raises
+    ------
+    BadInput
+        If there is no such row.
+    """
     if isinstance(index, slice):
         return np.arange(n)[index]
     rows = index.cpu().numpy().astype(np.int64)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryorbit.data.particles import ImageSource, SelectedImages
 from cryorbit.errors import BadFile
+from cryorbit.io.half_images import HalfImages
 from cryorbit.io.mrc_header import MrcHeader
 from cryorbit.io.mrc_stack import MrcImages
 
@@ -86,6 +87,8 @@ def on_disk(source: ImageSource) -> FileImages | None:
     if isinstance(source, AbsentImages):
         ones = np.ones(len(source), np.float32)
         return FileImages(source.stacks, None, source.file_index, source.section, ones)
+    if isinstance(source, HalfImages):
+        return on_disk(source.source)
     if isinstance(source, SelectedImages):
         inner = on_disk(source.source)
         if inner is None:
