@@ -3,6 +3,7 @@
 from cryorbit.data.atoms import Atoms
 from cryorbit.data.ctf import CTF
 from cryorbit.data.distribution import SO3Distribution
+from cryorbit.data.gaussians import Gaussians
 from cryorbit.data.particles import ImageSource, MemoryImages, ParticleStack, SelectedImages
 from cryorbit.data.pose import Pose
 from cryorbit.data.volume import Volume
@@ -10,6 +11,7 @@ from cryorbit.data.volume import Volume
 __all__ = [
     "CTF",
     "Atoms",
+    "Gaussians",
     "ImageSource",
     "MemoryImages",
     "ParticleStack",
