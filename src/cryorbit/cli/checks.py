@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cryorbit.cli.doctor import available_memory_gb
 from cryorbit.cli.reading import chunks, refuse_for_abinitio
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 SCAN_LIMIT_BYTES = 8 * 2**30
 """Stacks up to this size on disk are read whole; of larger ones an even sample is."""
+
+CACHED_PIXELS = 1 << 19
+"""Pixels looked at in one go: few enough to stay in the processor's cache."""
 
 OUTLIER_SD = 8.0
 """An image whose standard deviation is this many times the median, or less than 1/8 of it, is an outlier."""
@@ -59,22 +64,45 @@ def counts(stack: ParticleStack) -> Finding:
 
 def images(stack: ParticleStack) -> Finding:
     """Whether pixels are finite and images alike, from one pass over them (or over an even sample)."""
-    n, step = len(stack), 1
-    if n * stack.box**2 * 4 > SCAN_LIMIT_BYTES:
-        step = -(-n * stack.box**2 * 4 // SCAN_LIMIT_BYTES)
+    n = len(stack)
+    step = max(1, -(-n * stack.box**2 * _pixel_bytes(stack) // SCAN_LIMIT_BYTES))
     parts = chunks(n, stack.box)[::step]
     mean, sd = [], []
     try:
         for part in parts:
             pixels = stack.images[part].flatten(1)
-            deviation, average = torch.std_mean(pixels, dim=1)
-            mean.append(average)
-            sd.append(deviation)
+            for few in pixels.split(max(1, CACHED_PIXELS // pixels.shape[1])):
+                deviation, average = spread(few)
+                mean.append(average)
+                sd.append(deviation)
     except BadFile as error:
         return Finding("images", "error", str(error))
     row = torch.cat([torch.arange(part.start, part.stop) for part in parts])
-    spread = torch.cat(sd).double()
-    return _judge_spread(stack, row, torch.cat(mean).double(), spread, share=len(row) / n)
+    return _judge_spread(stack, row, torch.cat(mean).double(), torch.cat(sd).double(), share=len(row) / n)
+
+
+def _pixel_bytes(stack: ParticleStack) -> int:
+    """Bytes of a pixel on disk, four where it lies in none."""
+    from cryorbit.io.sources import on_disk
+
+    files = on_disk(stack.images)
+    return 4 if files is None or not files.headers else max(h.dtype.itemsize for h in files.headers)
+
+
+def spread(pixels: Float[Tensor, "n k"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Deviation and mean of each row; a row of one value has deviation 0, to the bit.
+
+    Sums of what is left after the row's first pixel: `torch.std_mean` is no more exact, and four times slower.
+
+    >>> deviation, mean = spread(torch.tensor([[1e6, 1e6 + 2], [3.1, 3.1]]))
+    >>> [round(x, 4) for x in deviation.tolist()], mean.tolist()[0]
+    ([1.4142, 0.0], 1000001.0)
+    """
+    n, first = pixels.shape[1], pixels[:, :1]
+    moved = pixels - first
+    mean = moved.mean(1)
+    squares = torch.linalg.vector_norm(moved, dim=1).square()
+    return ((squares - n * mean.square()) / max(n - 1, 1)).clamp_min(0).sqrt(), first[:, 0] + mean
 
 
 def _judge_spread(

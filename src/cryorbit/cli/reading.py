@@ -22,8 +22,8 @@ ParticlesFile = Annotated[Path, tyro.conf.arg(metavar="PARTICLES")]
 FEWEST_PARTICLES = 300
 """Below this, ab initio is refused: a map from fewer images cannot be told from noise fitted to itself."""
 
-CHUNK_BYTES = 64 * 2**20
-"""Images read at a time."""
+CHUNK_BYTES = 16 * 2**20
+"""Images read at a time; memory of up to 32 MB is used again by glibc, more is given back and paid for page by page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def refuse_for_abinitio(stack: ParticleStack, *, ctf: bool) -> None:
 
 
 def chunks(n: int, box: int) -> list[slice]:
-    """Slices that cover n images, each of about 64 MB of float32.
+    """Slices that cover n images, each of about 16 MB of float32.
 
     >>> chunks(5, 4096)
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None), slice(3, 4, None), slice(4, 5, None)]
