@@ -15,6 +15,7 @@ from torch import Tensor
 from cryorbit.cli.doctor import available_memory_gb
 from cryorbit.cli.reading import chunks, refuse_for_abinitio
 from cryorbit.errors import BadFile, BadInput
+from cryorbit.inference.memory import LATTICES, lattice_bytes
 
 if TYPE_CHECKING:
     from cryorbit.data import ParticleStack
@@ -243,9 +244,7 @@ def readiness(stack: ParticleStack) -> Finding:
 def resources(stack: ParticleStack, folder: Path) -> Finding:
     """What a run needs of memory and disk, beside what there is."""
     images_gb = len(stack) * stack.box**2 * 4 / 1e9
-    # Padded half transforms in complex64 with their weights: two half maps, three more while solving.
-    maps_gb = 5 * (2 * stack.box) ** 3 / 2 * 12 / 1e9
-    memory_gb = maps_gb + 0.6
+    memory_gb = LATTICES["refine"] * lattice_bytes(stack.box) / 1e9 + 0.6
     disk_gb = (3 * stack.box**3 * 4 + len(stack) * 400) / 1e9
     free_memory, free_disk = available_memory_gb(), shutil.disk_usage(folder).free / 1e9
     values = {"images_gb": images_gb, "memory_gb": memory_gb, "disk_gb": disk_gb, "disk_free_gb": free_disk}

@@ -75,6 +75,8 @@ def survey(folder: Path) -> tuple[dict[str, Any], list[str]]:
     )
     memory = available_memory_gb()
     facts["memory_free"] = "unknown" if memory is None else f"{memory:.1f} GB"
+    if memory is not None:
+        facts["largest_box"] = largest_boxes(int(memory * 1e9))
     if memory is not None and memory < LEAST_MEMORY_GB:
         problems.append(f"only {memory:.1f} GB of memory free: close other programs before a run")
     disk = shutil.disk_usage(folder).free / 1e9
@@ -87,6 +89,18 @@ def survey(folder: Path) -> tuple[dict[str, Any], list[str]]:
     return facts, problems
 
 
+def largest_boxes(free: int) -> str:
+    """The boxes whose maps fit into so many bytes.
+
+    >>> largest_boxes(16 * 10**9)
+    '320 px to reconstruct, 286 px to refine or find ab initio'
+    """
+    from cryorbit.inference.memory import largest_box
+
+    boxes = largest_box(free, "reconstruct"), largest_box(free, "refine")
+    return f"{boxes[0]} px to reconstruct, {boxes[1]} px to refine or find ab initio"
+
+
 def available_memory_gb() -> float | None:
     """Memory that can still be had, None where the system does not tell.
 
@@ -94,9 +108,7 @@ def available_memory_gb() -> float | None:
     >>> memory is None or memory > 0
     True
     """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kilobytes is None else int(kilobytes) * 1024 / 1e9
+    from cryorbit.inference.memory import free_bytes
+
+    free = free_bytes()
+    return None if free is None else free / 1e9

@@ -44,7 +44,7 @@ def several_processes() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     store = _connect(size)
-    ranks = Ranks(_number("RANK", 0), size)
+    ranks = Ranks(_number("RANK", 0), size, _number("LOCAL_WORLD_SIZE", 1))
     try:
         with ExitStack() as silence:
             if not ranks.first:

@@ -37,10 +37,10 @@ def block_shuffled(n: int, *, block: int, together: int, generator: torch.Genera
         raise BadInput(
             f"block_shuffled: {n} rows in blocks of {block}, {together} at a time; give 1 or more."
         )
-    blocks = torch.arange(n).split(block) if n else ()
+    blocks = torch.arange(n).split(block)
     order = torch.randperm(len(blocks), generator=generator).tolist()
-    parts = []
+    parts: list[Tensor] = []
     for start in range(0, len(order), together):
         rows = torch.cat([blocks[i] for i in order[start : start + together]])
         parts.append(rows[torch.randperm(len(rows), generator=generator)])
-    return torch.cat(parts) if parts else torch.arange(0)
+    return torch.cat(parts)

@@ -46,10 +46,13 @@ class Ranks:
         Number of this process, from 0.
     size
         Processes in all. More than one need `torch.distributed` set up before.
+    neighbours
+        Processes on this machine, which share its memory.
     """
 
     rank: int = 0
     size: int = 1
+    neighbours: int = 1
 
     @property
     def first(self) -> bool:

@@ -15,6 +15,7 @@ from cryorbit.errors import BadInput
 from cryorbit.geometry.symmetry import point_group
 from cryorbit.inference.abinitio import half_sets
 from cryorbit.inference.engine import Progress, generator_from, workers
+from cryorbit.inference.memory import free_bytes, rows_per_block
 from cryorbit.inference.observations import Contrast, contrast_of
 from cryorbit.inference.ranks import Ranks, even_count
 from cryorbit.physics.backproject import Backprojector, prior_power_from_fsc
@@ -71,7 +72,7 @@ def reconstruct(
     Raises
     ------
     BadInput
-        If the stack has no poses, or one half would be empty.
+        If the stack has no poses, one half would be empty, or the maps do not fit into memory.
     """
     if stack.pose is None:
         raise BadInput(f"{stack.source}: no poses, so nothing to reconstruct from. Find them first.")
@@ -79,9 +80,14 @@ def reconstruct(
     rows = [torch.nonzero(halves == h)[:, 0] for h in (0, 1)]
     if min(map(len, rows)) == 0:
         raise BadInput(f"{stack.source}: one of the half sets is empty. Give each half some particles.")
-    sums = [Backprojector.empty(stack.box, pixel_size_A=stack.pixel_size_A, device=device) for _ in rows]
     ranks = ranks or Ranks()
-    size = max(1, _BLOCK_PIXELS // stack.box**2)
+    size = rows_per_block(
+        stack.box,
+        max(1, _BLOCK_PIXELS // stack.box**2),
+        free=free_bytes(device),
+        processes=ranks.neighbours if device is None or device.type == "cpu" else 1,
+    )
+    sums = [Backprojector.empty(stack.box, pixel_size_A=stack.pixel_size_A, device=device) for _ in rows]
     parts = [r.split(size) if ranks.size == 1 else _even_parts(r, size, ranks) for r in rows]
 
     sign = contrast_of(stack, settings.contrast)
