@@ -7,7 +7,7 @@ import torch
 
 from cryorbit.fourier.centred import fft_centred
 from cryorbit.inference.half_maps import shell_correlation
-from cryorbit.inference.lattice import Lattice, Sums
+from cryorbit.inference.lattice import Lattice, Sums, on_image_grid
 from cryorbit.inference.refine import half_disk
 from cryorbit.physics.interpolation import gather
 from physics_models import GaussianBlobs, uniform_rotations
@@ -114,3 +114,17 @@ def test_solve_stops_at_the_radius():
     assert float(plain[lattice.shells() > 9].abs().max()) == 0
     damped = sums.solve(torch.full((16,), 5.0), radius=9)
     assert bool((damped.abs() <= plain.abs() + 1e-6).all())
+
+
+@pytest.mark.parametrize("box", [31, 32])
+def test_maps_of_images_have_their_scale_and_origin(box):
+    """Slices of images of any box, added up on the even lattice beside it, give the map on the images' own voxels."""
+    lattice = Lattice(box + box % 2)
+    at, values = _samples(1000, box=box)
+    raw = lattice.zeros()
+    lattice.add(raw, at, values, torch.ones(values.shape))
+    sums = Sums.of(lattice, raw)
+    on_lattice = lattice.to_map(sums.solve(1e-4 * lattice.shell_mean(sums.weight, 16), radius=14))
+    found, truth = on_image_grid(on_lattice, box), _blobs().values(box).float()
+    assert float(shell_correlation(found, truth, 15)[1:14].min()) > 0.99
+    assert float((found * truth).sum() / truth.square().sum()) == pytest.approx(1.0, abs=0.03)

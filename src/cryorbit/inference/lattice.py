@@ -14,6 +14,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryorbit.data import Volume
+from cryorbit.fourier.resample import fourier_resample
 from cryorbit.physics.interpolation import complete_plane, scatter
 from cryorbit.physics.lattice import lattice_radius
 from cryorbit.physics.project import finish, prepare
@@ -88,6 +89,18 @@ class Sums:
         shell = self.lattice.shells()
         extra = added_weight[shell.clamp_max(added_weight.shape[0] - 1)]
         return self.numerator / (self.weight + extra).clamp_min(1e-20) * (shell <= radius)
+
+
+def on_image_grid(values: Float[Tensor, "n n n"], box: int) -> Float[Tensor, "box box box"]:
+    """A map on a lattice's n voxels, on as many voxels as the images have pixels: n is box + 1 where that is odd.
+
+    The lattice spans the images' field of view whatever n is, so its voxels are smaller than pixels then. The
+    unnormalised transform stays: slices of it are still those of the images.
+
+    >>> on_image_grid(torch.ones(34, 34, 34), 33).shape
+    torch.Size([33, 33, 33])
+    """
+    return fourier_resample(values, box, ndim=3) * (values.shape[0] / box) ** 3
 
 
 @lru_cache(maxsize=8)

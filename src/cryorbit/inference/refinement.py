@@ -25,6 +25,8 @@ from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference.engine import Progress, workers
 from cryorbit.inference.half_maps import HalfMaps
+from cryorbit.inference.lattice import on_image_grid
+from cryorbit.inference.memory import free_bytes, require_memory
 from cryorbit.inference.ranks import Ranks
 from cryorbit.inference.refinement_rounds import RefinementRounds
 from cryorbit.inference.refinement_settings import RefinementSettings
@@ -81,7 +83,8 @@ def run_refinement(
     Raises
     ------
     BadInput
-        If there are neither poses nor a reference, too few images, or images and reference do not go together.
+        If there are neither poses nor a reference, too few images or too little memory, or images and reference do not go
+        together.
     """
     if stack.pose is None and reference is None:
         raise BadInput(
@@ -93,6 +96,7 @@ def run_refinement(
         raise BadInput(
             f"{stack.source}: {len(stack)} images are too few to refine; {LEAST_IMAGES} is the least."
         )
+    require_memory(stack.box, "refine", free=free_bytes(), processes=(ranks or Ranks()).neighbours)
     with workers(settings.threads or torch.get_num_threads(), ranks) as team:
         rounds = RefinementRounds(stack, settings, reference, team)
         now = dict(state or {})
@@ -109,7 +113,7 @@ def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResu
     """Maps, poses and verdict from the sums of the last sweep."""
     poses, solved = PoseTable.restore(state), rounds.last_maps(state)
     stack, box, pixel = rounds.model.stack, rounds.stack.box, rounds.stack.pixel_size_A
-    halves = [Volume(fit_box(m, box), pixel) for m in solved.maps]
+    halves = [Volume(on_image_grid(m, box), pixel) for m in solved.maps]
     curve = fourier_shell_correlation(halves[0], halves[1])
     verdict, converged = _verdict(rounds, state, poses, solved, curve)
     return RefinementResult(
@@ -119,7 +123,7 @@ def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResu
         log_likelihood=poses.log_likelihood,
         angle_sd_deg=poses.angle_sd_deg,
         scale=rounds.model.scale,
-        map=Volume(fit_box((solved.filtered[0] + solved.filtered[1]) / 2, box), pixel),
+        map=Volume(on_image_grid((solved.filtered[0] + solved.filtered[1]) / 2, box), pixel),
         half_maps=(halves[0], halves[1]),
         curve=curve,
         rounds=state["round"] - 1,
@@ -129,12 +133,6 @@ def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResu
         verdict=verdict,
         converged=converged,
     )
-
-
-def fit_box(values: Tensor, box: int) -> Tensor:
-    """A map of box + 1 voxels cut to an odd box: the origin stays at index box // 2."""
-    extra = values.shape[0] - box
-    return values if not extra else values[extra:, extra:, extra:].contiguous()
 
 
 def _posed(stack: ParticleStack, pose: Pose, half_set: Tensor) -> ParticleStack:
