@@ -27,6 +27,7 @@ from cryorbit.inference.engine import Progress, Workers, generator_from, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.locate import locate
+from cryorbit.inference.memory import free_bytes, require_memory
 from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
 from cryorbit.inference.ranks import Deal, Ranks, even_count
 from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
@@ -129,8 +130,9 @@ def run_abinitio(
     Raises
     ------
     BadInput
-        If there are too few images, or they are unusable.
+        If there are too few images, they are unusable, or the maps do not fit into memory.
     """
+    require_memory(stack.box, "refine", free=free_bytes(), processes=(ranks or Ranks()).neighbours)
     if len(stack) < 2 * settings.batch_images // 2 or len(stack) < 50:
         raise BadInput(f"{stack.source}: {len(stack)} images are too few for a map from nothing.")
     count = settings.threads or torch.get_num_threads()
