@@ -84,10 +84,10 @@ def splat_transforms(
     centre = gaussians.position_A @ matrix.mT + pose.shift_A.to(matrix)[:, None]
     amplitude = _batched(gaussians.amplitude, 1)
     if gaussians.isotropic and not stretched:
-        cloud = _round_cloud(centre * scale, amplitude, _batched(gaussians.width_A, 1) * scale, fine)
+        cloud = _round_cloud(centre * scale + fine.size // 2, amplitude, _batched(gaussians.width_A, 1) * scale, fine)
     else:
         turned = matrix[:, None] @ _batched(gaussians.factor_A(), 3)
-        cloud = _long_cloud(centre * scale, amplitude, scale**2 * (turned @ turned.mT), fine)
+        cloud = _long_cloud(centre * scale + fine.size // 2, amplitude, scale**2 * (turned @ turned.mT), fine)
     transfer = transfer_of(torch.zeros_like(pose.shift_A), ctf, box, pixel_size_A=pixel_size_A)
     factor = _factor(fine, box, dim=2, pixel_size_A=pixel_size_A, like=centre)[None]
     if transfer is not None:
@@ -106,7 +106,7 @@ def map_transform(
     """
     fine = _plan(gaussians, box, pixel_size_A, dim=3)
     scale = fine.size / (box * pixel_size_A)
-    centre = _batched(gaussians.position_A, 2) * scale
+    centre = _batched(gaussians.position_A, 2) * scale + fine.size // 2
     if gaussians.conformations is not None:
         centre = centre.expand(gaussians.conformations, -1, -1)
     amplitude = _batched(gaussians.amplitude, 1)
@@ -206,7 +206,7 @@ def _check_batches(gaussians: Gaussians, pose: Pose, ctf: CTF | None) -> None:
 
 def _plan(gaussians: Gaussians, box: int, pixel_size_A: float, *, dim: int) -> FineGrid:
     if len(gaussians) == 0:
-        return FineGrid(box, 0.0)
+        return FineGrid(box + box % 2, 0.0)
     width = gaussians.width_A.detach() / pixel_size_A
     # The least width of any projection is no smaller than the least singular value of the factor.
     sizes = width if gaussians.isotropic else torch.linalg.svdvals(width)
@@ -255,13 +255,14 @@ def _inverse(c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(fine: FineGrid, box: int, *, dim: int, pixel_size_A: float, like: Tensor) -> Tensor:
-    """What the cropped transform is multiplied by: the widening divided out, the units, zero at Nyquist."""
+    """What the cropped transform is multiplied by: the widening divided out, the origin, the units, zero at Nyquist."""
     axes = []
     for axis in range(dim):
         last = axis == dim - 1
         k = torch.arange(box // 2 + 1) if last else torch.fft.fftfreq(box, d=1 / box).round()
         k = k.to(torch.float64)
-        value = torch.exp(2 * math.pi**2 * fine.extra_px2 * (k / fine.size) ** 2)
+        # The particle's middle lies in the middle of the fine grid, where patches cross no edge: (-1)^k brings it back.
+        value = (1 - 2 * (k % 2)) * torch.exp(2 * math.pi**2 * fine.extra_px2 * (k / fine.size) ** 2)
         axes.append(torch.where(2 * k.abs() == box, torch.zeros_like(value), value))
     total = axes[0]
     for value in axes[1:]:
@@ -270,13 +271,12 @@ def _factor(fine: FineGrid, box: int, *, dim: int, pixel_size_A: float, like: Te
 
 
 def _cropped(grid: Tensor, box: int) -> Tensor:
-    """The half transform of the grids, cut down to that of a box; origin at index 0."""
+    """The half transform of the grids, cut down to that of a box."""
     dim, size = grid.ndim - 1, grid.shape[-1]
-    plane = torch.fft.rfft(grid, dim=-1)[..., : box // 2 + 1]
-    for axis in range(-2, -dim - 1, -1):
-        plane = torch.fft.fft(plane, dim=axis)
+    plane = torch.fft.rfftn(grid, dim=tuple(range(-dim, 0)))[..., : box // 2 + 1]
+    low, high = (box + 1) // 2, box // 2
+    for axis in range(-dim, -1):
         if size != box:
-            low, high = (box + 1) // 2, box // 2
             plane = torch.cat((plane.narrow(axis, 0, low), plane.narrow(axis, size - high, high)), axis)
     return plane
 
@@ -285,13 +285,12 @@ def _uncropped(plane: Tensor, size: int) -> Tensor:
     """The transpose of `_cropped`: real grids of edge `size`."""
     dim, box = plane.ndim - 1, plane.shape[-2]
     low, high = (box + 1) // 2, box // 2
+    # The inverse counts every column but the first twice, the transpose counts each once.
+    plane = torch.cat((plane[..., :1], 0.5 * plane[..., 1:]), -1)
     for axis in range(-dim, -1):
         if size != box:
             shape = list(plane.shape)
             shape[axis] = size - box
             middle = plane.new_zeros(shape)
             plane = torch.cat((plane.narrow(axis, 0, low), middle, plane.narrow(axis, low, high)), axis)
-        plane = torch.fft.ifft(plane, dim=axis, norm="forward")
-    # The inverse counts every column but the first twice, the transpose counts each once.
-    plane = torch.cat((plane[..., :1], 0.5 * plane[..., 1:]), -1)
-    return torch.fft.irfft(plane, n=size, dim=-1, norm="forward")
+    return torch.fft.irfftn(plane, s=(size,) * dim, dim=tuple(range(-dim, 0)), norm="forward")

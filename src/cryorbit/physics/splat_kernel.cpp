@@ -18,28 +18,71 @@ namespace {
 constexpr int LANES = 8;
 constexpr int MOST = 128;  // pixels of a patch along one axis; the caller refuses more
 
-// exp of a number that is not positive. Range reduction and a polynomial that the compiler can put into vectors;
-// relative error 2e-7, and 0 below -87.
-inline float exp_of(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float whole = shifted - 12582912.0f;
-  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * rest + 1.3981999507e-3f;
+// Eight numbers at a time, in the vector types that gcc and clang share; left to itself, gcc unrolls loops this short
+// and then finds no vectors in them.
+template <class T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float vec __attribute__((vector_size(4 * LANES)));
+};
+template <>
+struct Lanes<double> {
+  typedef double vec __attribute__((vector_size(8 * LANES)));
+};
+template <class T>
+using Vec = typename Lanes<T>::vec;
+
+template <class T>
+inline Vec<T> load(const T *from) {
+  Vec<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T *to, Vec<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+template <class T>
+inline T sum(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < LANES; ++i) total += v[i];
+  return total;
+}
+// x, x + 1, x + 2, ...
+template <class T>
+inline Vec<T> from(T x) {
+  return x + Vec<T>{0, 1, 2, 3, 4, 5, 6, 7};
+}
+
+// exp of numbers that are not positive: range reduction and a polynomial, relative error 2e-7, 0 below -25.
+inline Vec<float> exp_of(Vec<float> x) {
+  typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+  const Vec<float> least = Vec<float>{} - 25.0f;
+  const ints kept = x > least;  // far smaller ones are 0: products of them would be denormal, which is slow
+  x = x < least ? least : x;
+  const Vec<float> shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec<float> whole = shifted - 12582912.0f;
+  const Vec<float> rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vec<float> p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * rest + 8.3334519073e-3f;
   p = p * rest + 4.1665795894e-2f;
   p = p * rest + 1.6666665459e-1f;
   p = p * rest + 5.0000001201e-1f;
   p = p * rest * rest + rest + 1.0f;
-  int32_t bits;
-  std::memcpy(&bits, &shifted, 4);
-  bits = (bits + 127) << 23;  // the low bits of `shifted` are the integer
-  float scale;
-  std::memcpy(&scale, &bits, 4);
+  ints bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = ((bits + 127) << 23) & kept;  // the low bits of `shifted` are the integer
+  Vec<float> scale;
+  std::memcpy(&scale, &bits, sizeof scale);
   return p * scale;
 }
-inline double exp_of(double x) { return std::exp(x); }
+inline Vec<double> exp_of(Vec<double> x) {
+  for (int i = 0; i < LANES; ++i) x[i] = std::exp(x[i]);
+  return x;
+}
+inline float exp_one(float x) { return std::exp(x); }
+inline double exp_one(double x) { return std::exp(x); }
 
 // What the caller hands over; strides are 0 where all images share a field.
 template <class T>
@@ -61,20 +104,10 @@ struct Axis {
 };
 
 inline int64_t wrapped(int64_t i, int64_t size) {
+  if (i >= 0 && i < size) return i;  // a division takes as long as a row
   i %= size;
   return i < 0 ? i + size : i;
 }
-
-// A row of the grid as one run of W pixels; where it crosses the edge it goes through `spare`.
-template <class T, int W>
-struct Row {
-  T spare[W];
-  static const T *read(const T *line, int64_t x, int64_t size, T *spare) {
-    if (x + W <= size) return line + x;
-    for (int i = 0; i < W; ++i) spare[i] = line[(x + i) % size];
-    return spare;
-  }
-};
 
 template <class T, int D>
 void image_of_row(int64_t j, const Cloud<T> &c, int64_t image, Axis<T> *axes, T *centre) {
@@ -84,84 +117,90 @@ void image_of_row(int64_t j, const Cloud<T> &c, int64_t image, Axis<T> *axes, T 
   }
 }
 
-// D: dimensions. W: pixels along x. ISO: one precision or a matrix. TO_GRID: add to the grid, else gather gradients.
-template <class T, int D, int W, bool ISO, bool TO_GRID>
+// D: dimensions. V: vectors along x. ISO: one precision or a matrix. TO_GRID: add to the grid, else gather gradients.
+template <class T, int D, int V, bool ISO, bool TO_GRID>
 void one(const Cloud<T> &c, int64_t image, int64_t j, const Axis<T> *axes, const T *centre, T *grid,
          T *to_centre, T *to_weight, T *to_precision) {
+  constexpr int W = V * LANES;
   const int64_t size = c.size;
   const T weight = c.weight[image * c.weight_step + j];
   const T *p = c.precision + image * c.precision_step + (ISO ? j : j * D * D);
-  T dx[W], ex[W];
-  for (int i = 0; i < W; ++i) dx[i] = T(axes[0].start + i) - centre[0];
+  Vec<T> dx[V], ex[V];
   T ey[MOST];
+  for (int v = 0; v < V; ++v) dx[v] = from(T(axes[0].start + v * LANES) - centre[0]);
   if (ISO) {
-    for (int i = 0; i < W; ++i) ex[i] = exp_of(-p[0] * dx[i] * dx[i]);
-    for (int64_t l = 0; l < axes[1].count; l += LANES)
-      for (int i = 0; i < LANES; ++i) {
-        const T dy = T(axes[1].start + l + i) - centre[1];
-        ey[l + i] = exp_of(-p[0] * dy * dy);
-      }
+    for (int v = 0; v < V; ++v) ex[v] = exp_of(-p[0] * dx[v] * dx[v]);
+    for (int64_t l = 0; l < axes[1].count; l += LANES) {
+      const Vec<T> dy = from(T(axes[1].start + l) - centre[1]);
+      store(ey + l, exp_of(-p[0] * dy * dy));
+    }
   }
   // Sums over rows, kept apart per column: gradient times value, times dy, dz, dy^2, dy dz, dz^2.
-  T s0[W] = {}, sy[W] = {}, sz[W] = {}, syy[W] = {}, syz[W] = {}, szz[W] = {};
+  Vec<T> s0[V] = {}, sy[V] = {}, sz[V] = {}, syy[V] = {}, syz[V] = {}, szz[V] = {};
   const int64_t x = wrapped(axes[0].start, size);
-  const int64_t layers = D == 3 ? axes[2].count : 1;
+  const bool inside = x + W <= size;
   T spare[W];
+  const int64_t layers = D == 3 ? axes[2].count : 1;
   for (int64_t k = 0; k < layers; ++k) {
     const T dz = D == 3 ? T(axes[D - 1].start + k) - centre[D - 1] : T(0);
     T *layer = grid + (D == 3 ? wrapped(axes[D - 1].start + k, size) * size * size : 0);
-    const T ez = ISO && D == 3 ? exp_of(-p[0] * dz * dz) : T(1);
-    for (int64_t l = 0; l < axes[1].count; ++l) {
+    const T ez = (TO_GRID ? weight : T(1)) * (ISO && D == 3 ? exp_one(-p[0] * dz * dz) : T(1));
+    int64_t y = wrapped(axes[1].start, size);
+    for (int64_t l = 0; l < axes[1].count; ++l, y = y + 1 == size ? 0 : y + 1) {
       const T dy = T(axes[1].start + l) - centre[1];
-      T *line = layer + wrapped(axes[1].start + l, size) * size;
-      T e[W];
+      T *line = layer + y * size;
+      Vec<T> e[V];
       if (ISO) {
         const T along = ez * ey[l];
-        for (int i = 0; i < W; ++i) e[i] = along * ex[i];
+        for (int v = 0; v < V; ++v) e[v] = along * ex[v];
       } else {
-        const T a = p[0], b = D == 3 ? p[1] * dy + p[2] * dz : p[1] * dy;
+        const T b = D == 3 ? p[1] * dy + p[2] * dz : p[1] * dy;
         const T rest = D == 3 ? p[D + 1] * dy * dy + 2 * p[D + 2] * dy * dz + p[D * D - 1] * dz * dz
                               : p[D + 1] * dy * dy;
-        for (int i = 0; i < W; ++i) {
-          const T form = (a * dx[i] + 2 * b) * dx[i] + rest;
-          e[i] = exp_of(T(-0.5) * (form > 0 ? form : T(0)));
-        }
+        for (int v = 0; v < V; ++v) e[v] = ez * exp_of(T(-0.5) * ((p[0] * dx[v] + 2 * b) * dx[v] + rest));
       }
       if (TO_GRID) {
-        if (x + W <= size)
-          for (int i = 0; i < W; ++i) line[x + i] += weight * e[i];
-        else
-          for (int i = 0; i < W; ++i) line[(x + i) % size] += weight * e[i];
-      } else {
-        const T *g = Row<T, W>::read(line, x, size, spare);
-        for (int i = 0; i < W; ++i) {
-          const T t = g[i] * e[i];
-          s0[i] += t;
-          sy[i] += dy * t;
-          syy[i] += dy * dy * t;
-          if (D == 3) {
-            sz[i] += dz * t;
-            syz[i] += dy * dz * t;
-            szz[i] += dz * dz * t;
-          }
+        if (inside) {
+          for (int v = 0; v < V; ++v) store(line + x + v * LANES, load(line + x + v * LANES) + e[v]);
+        } else {
+          for (int i = 0; i < W; ++i) line[(x + i) % size] += e[i / LANES][i % LANES];
+        }
+        continue;
+      }
+      if (!inside)
+        for (int i = 0; i < W; ++i) spare[i] = line[(x + i) % size];
+      const T *g = inside ? line + x : spare;
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> t = load(g + v * LANES) * e[v];
+        s0[v] += t;
+        sy[v] += dy * t;
+        syy[v] += (dy * dy) * t;
+        if (D == 3) {
+          sz[v] += dz * t;
+          syz[v] += (dy * dz) * t;
+          szz[v] += (dz * dz) * t;
         }
       }
     }
   }
   if (TO_GRID) return;
-  T m0 = 0, mx = 0, my = 0, mz = 0, mxx = 0, mxy = 0, mxz = 0, myy = 0, myz = 0, mzz = 0;
-  for (int i = 0; i < W; ++i) {
-    m0 += s0[i];
-    mx += dx[i] * s0[i];
-    mxx += dx[i] * dx[i] * s0[i];
-    my += sy[i];
-    mxy += dx[i] * sy[i];
-    myy += syy[i];
-    mz += sz[i];
-    mxz += dx[i] * sz[i];
-    myz += syz[i];
-    mzz += szz[i];
+  Vec<T> a0{}, ax{}, ay{}, az{}, axx{}, axy{}, axz{}, ayy{}, ayz{}, azz{};
+  for (int v = 0; v < V; ++v) {
+    a0 += s0[v];
+    ax += dx[v] * s0[v];
+    axx += dx[v] * dx[v] * s0[v];
+    ay += sy[v];
+    axy += dx[v] * sy[v];
+    ayy += syy[v];
+    if (D == 3) {
+      az += sz[v];
+      axz += dx[v] * sz[v];
+      ayz += syz[v];
+      azz += szz[v];
+    }
   }
+  const T m0 = sum<T>(a0), mx = sum<T>(ax), my = sum<T>(ay), mxx = sum<T>(axx), mxy = sum<T>(axy), myy = sum<T>(ayy);
+  const T mz = sum<T>(az), mxz = sum<T>(axz), myz = sum<T>(ayz), mzz = sum<T>(azz);
   const int64_t at = image * c.n + j;
   const T m1[3] = {mx, my, mz};
   const T m2[3][3] = {{mxx, mxy, mxz}, {mxy, myy, myz}, {mxz, myz, mzz}};
@@ -193,7 +232,7 @@ void images(const Cloud<T> &c, int64_t first, int64_t last, T *grid, T *to_centr
       image_of_row<T, D>(j, c, image, axes, centre);
       const int64_t vectors = (axes[0].count + LANES - 1) / LANES;
 #define CRYORBIT_WIDTH(V)                                                                                     \
-  one<T, D, V * LANES, ISO, TO_GRID>(c, image, j, axes, centre, own, to_centre, to_weight, to_precision)
+  one<T, D, V, ISO, TO_GRID>(c, image, j, axes, centre, own, to_centre, to_weight, to_precision)
       switch (vectors) {
         case 1: CRYORBIT_WIDTH(1); break;
         case 2: CRYORBIT_WIDTH(2); break;

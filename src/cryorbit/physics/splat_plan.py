@@ -30,7 +30,10 @@ _FFT_PIXEL = 6.0
 
 @dataclass(frozen=True)
 class FineGrid:
-    """A grid of `size` pixels over the field of view of a box; Gaussians are widened by `extra_px2` fine pixels^2."""
+    """A grid of `size` pixels, an even number, over the field of view of a box.
+
+    Gaussians are widened by a variance of `extra_px2` fine pixels squared.
+    """
 
     size: int
     extra_px2: float
@@ -60,9 +63,10 @@ def _floor(value: float) -> float:
 
 @lru_cache(maxsize=256)
 def _fine_grid(box: int, least: float, typical: float, count: float, dim: int) -> FineGrid:
-    best = (math.inf, FineGrid(box, 0.0))
+    best = (math.inf, FineGrid(box + box % 2, 0.0))
     for wanted in _RATIOS:
-        size = box if wanted == 1.0 else next_fast_len(math.ceil(box * wanted / 2), True) * 2
+        least_size = math.ceil(box * wanted / 2)
+        size = 2 * (least_size if wanted == 1.0 else next_fast_len(least_size, True))
         ratio = size / box
         extra = _least_extra(least, ratio, dim)
         if extra is None:
