@@ -13,7 +13,7 @@ from cryorbit.inference.engine import workers
 from cryorbit.inference.half_maps import HalfMaps
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.observations import observe
-from cryorbit.inference.particle_model import ParticleModel
+from cryorbit.inference.particle_model import LEAST_OF_GROUP, ParticleModel
 from cryorbit.inference.rounds import PoseTable, refine_block
 from cryorbit.physics.transfer import ctf_values
 from physics_models import varied_ctf
@@ -94,6 +94,18 @@ def test_scales_are_found_where_they_differ_and_stay_1_where_they_do_not(noisy):
         equal = scales(images)
     assert torch.corrcoef(torch.stack((differing, true)))[0, 1] > 0.9
     assert equal.std() < 0.3 * differing.std()
+
+
+def test_scales_of_too_few_images_stay_as_they_are(noisy):
+    """A half of fewer images than tell a spread keeps its scales; the other half has its own measured."""
+    half = (torch.arange(N) >= LEAST_OF_GROUP - 1).long()
+    model = ParticleModel.of(observed_as(noisy, noisy.observed.stack.images[torch.arange(N)]), half)
+    poses = table_of(noisy)
+    poses.explained = 1 + 2 * torch.rand(N, generator=torch.Generator().manual_seed(0))
+    poses.deviation = (poses.explained - 1) * 100.0  # next to no noise: all of the scatter is true
+    scale = model.with_scales(poses).scale
+    assert torch.equal(scale[half == 0], model.scale[half == 0])
+    assert scale[half == 1].std() > 0.1
 
 
 def test_defocus_is_found_and_agrees_with_the_likelihood_summed_directly():

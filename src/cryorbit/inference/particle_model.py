@@ -25,7 +25,8 @@ from cryorbit.physics.interpolation import gather
 NOISE_IMAGES = 500
 """Images of a group and half whose residuals tell its noise: 0.6 % of a shell of 30 coefficients."""
 LEAST_OF_GROUP = 100
-"""Images that a group needs in a half for a noise spectrum of its own; else it takes that of the whole half."""
+"""Images that a group needs in a half for a noise spectrum of its own; else it takes that of the whole half. As many are
+needed in a half for scales."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,12 +73,12 @@ class ParticleModel(Observations):
         """
         power = 2 * (poses.deviation / (poses.explained - 1).where(poses.explained != 1, torch.ones(()))) ** 2
         factor = ((poses.explained + 1) / 2).clamp(0.2, 5.0)
-        scale = self.scale * factor
+        scale = self.scale.clone()
         for h in (0, 1):
             mine = self.half == h
             if int(mine.sum()) < LEAST_OF_GROUP:
-                continue
-            raw, noise = scale[mine], 1 / (2 * power[mine].clamp_min(1.0))
+                continue  # too few to tell the spread of scales from noise: they stay
+            raw, noise = (self.scale * factor)[mine], 1 / (2 * power[mine].clamp_min(1.0))
             middle = raw.median()
             spread = (1.4826 * (raw - middle).abs().median()).square()
             true = (spread / middle.square() - noise.median()).clamp_min(0)
