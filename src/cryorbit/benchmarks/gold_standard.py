@@ -2,13 +2,13 @@
 
     python -m cryorbit.benchmarks.gold_standard [--seeds 5] [--images 1000] [--box 64] [--json OUT.json]
 
-Both halves start from the same low-passed map, so poses follow it and the half maps agree as far as it reaches. Beyond, two
-halves that never meet are independent: their correlation in a shell of n coefficients has standard deviation 1 / sqrt(n),
-and |FSC| < 3 / sqrt(n) is looked for in every shell; of 110 shells one exceeds it by chance in one try out of four, on either
-side, while a leak makes halves agree: what passes or is caught is the highest, not the largest. That n counts coefficients as if all were equally noisy; where views are
-uneven they are not, and fewer count. The chance row says by how much: other noise, which nothing was ever fitted to, at the
-poses that the refinement found; the deviations are also given in units of its own. The last row of each seed refines
-both halves against one map of all images, as the mistake would be, and must be caught by the same test.
+Both halves start from the same low-passed map, so poses follow it and the half maps agree as far as it reaches. Beyond,
+two halves that never meet are independent: their correlation in a shell of n coefficients has standard deviation
+1 / sqrt(n), and |FSC| < 3 / sqrt(n) is looked for in every shell. Of 110 shells one exceeds that by chance in one try
+out of four, on either side, while a leak makes halves agree: what passes or is caught is the highest, not the largest.
+That n counts coefficients as if all were equally noisy; where views are uneven they are not, and fewer count. The chance
+row says by how much: other noise, which nothing was ever fitted to, at the poses that the refinement found. The last
+row of each seed refines both halves against one map of all images, as the mistake would be, and must be caught.
 """
 
 from __future__ import annotations
