@@ -94,7 +94,9 @@ class Gaussians:
         """L with covariance L L^T, also of isotropic ones."""
         if not self.isotropic:
             return self.width_A
-        return self.width_A[..., None, None] * torch.eye(3, dtype=self.width_A.dtype, device=self.width_A.device)
+        return self.width_A[..., None, None] * torch.eye(
+            3, dtype=self.width_A.dtype, device=self.width_A.device
+        )
 
     def covariance_A2(self) -> Float[Tensor, "*b n 3 3"]:
         """Covariance matrices in square angstrom."""

@@ -84,16 +84,20 @@ def splat_transforms(
     centre = gaussians.position_A @ matrix.mT + pose.shift_A.to(matrix)[:, None]
     amplitude = _batched(gaussians.amplitude, 1)
     if gaussians.isotropic and not stretched:
-        cloud = _round_cloud(centre * scale + fine.size // 2, amplitude, _batched(gaussians.width_A, 1) * scale, fine)
+        cloud = _round_cloud(
+            centre * scale + fine.size // 2, amplitude, _batched(gaussians.width_A, 1) * scale, fine
+        )
     else:
         turned = matrix[:, None] @ _batched(gaussians.factor_A(), 3)
         cloud = _long_cloud(centre * scale + fine.size // 2, amplitude, scale**2 * (turned @ turned.mT), fine)
     transfer = transfer_of(torch.zeros_like(pose.shift_A), ctf, box, pixel_size_A=pixel_size_A)
     factor = _factor(fine, box, dim=2, pixel_size_A=pixel_size_A, like=centre)[None]
     if transfer is not None:
-        factor = factor * transfer.to(torch.complex64 if centre.dtype == torch.float32 else torch.complex128) if (
-            transfer.is_complex()
-        ) else factor * transfer.to(factor)
+        factor = (
+            factor * transfer.to(torch.complex64 if centre.dtype == torch.float32 else torch.complex128)
+            if (transfer.is_complex())
+            else factor * transfer.to(factor)
+        )
     return _transform(cloud, factor.detach(), fine.size, box, backend)
 
 
@@ -199,7 +203,9 @@ def _compiled(cloud: Cloud, backend: Backend) -> bool:
 def _check_batches(gaussians: Gaussians, pose: Pose, ctf: CTF | None) -> None:
     n, b = len(pose), gaussians.conformations
     if b is not None and b != n:
-        raise BadInput(f"splat: {n} poses but {b} conformations. Give one conformation per pose, or one for all.")
+        raise BadInput(
+            f"splat: {n} poses but {b} conformations. Give one conformation per pose, or one for all."
+        )
     if ctf is not None and len(ctf) != n:
         raise BadInput(f"splat: {n} poses but {len(ctf)} CTF rows. Give one row per image.")
 
@@ -285,12 +291,14 @@ def _uncropped(plane: Tensor, size: int) -> Tensor:
     """The transpose of `_cropped`: real grids of edge `size`."""
     dim, box = plane.ndim - 1, plane.shape[-2]
     low, high = (box + 1) // 2, box // 2
-    # The inverse counts every column but the first twice, the transpose counts each once.
-    plane = torch.cat((plane[..., :1], 0.5 * plane[..., 1:]), -1)
     for axis in range(-dim, -1):
         if size != box:
             shape = list(plane.shape)
             shape[axis] = size - box
             middle = plane.new_zeros(shape)
             plane = torch.cat((plane.narrow(axis, 0, low), middle, plane.narrow(axis, low, high)), axis)
-    return torch.fft.irfftn(plane, s=(size,) * dim, dim=tuple(range(-dim, 0)), norm="forward")
+        plane = torch.fft.ifft(plane, dim=axis, norm="forward")
+    # The inverse counts every column but the first twice, the transpose counts each once. One axis at a time: column 0
+    # of a gradient is not Hermitian, which transforms of several axes may take for granted.
+    plane = torch.cat((plane[..., :1], 0.5 * plane[..., 1:]), -1)
+    return torch.fft.irfft(plane, n=size, dim=-1, norm="forward")

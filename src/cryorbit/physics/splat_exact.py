@@ -60,5 +60,7 @@ def _sum(centre: Tensor, amplitude: Tensor, covariance: Tensor, k: Tensor) -> Te
         rows = slice(begin, begin + step)
         form = torch.einsum("fa,nab,fb->nf", k, covariance[rows], k)
         size = amplitude[rows, None] * torch.exp(-2 * math.pi**2 * form)
-        total = total + torch.polar(torch.ones_like(size), -2 * math.pi * (centre[rows] @ k.mT)).mul(size).sum(0)
+        total = total + torch.polar(torch.ones_like(size), -2 * math.pi * (centre[rows] @ k.mT)).mul(
+            size
+        ).sum(0)
     return total

@@ -52,7 +52,9 @@ def compiled_gather(cloud: Cloud, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]
 @lru_cache(maxsize=1)
 def kernel_library() -> ctypes.CDLL | None:
     """The loaded kernel, built now if need be; None where that fails for whatever reason."""
-    compiler = next((c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None)
+    compiler = next(
+        (c for c in (os.environ.get("CXX"), "c++", "g++", "clang++") if c and shutil.which(c)), None
+    )
     if compiler is None or os.name != "posix" or not _SOURCE.exists():
         return None
     try:
@@ -82,7 +84,9 @@ def _built(compiler: str) -> Path:
         try:
             for tuned in (("-march=native",), ()):
                 done = subprocess.run(
-                    [compiler, *_FLAGS, *tuned, str(_SOURCE), "-o", str(part)], capture_output=True, timeout=300
+                    [compiler, *_FLAGS, *tuned, str(_SOURCE), "-o", str(part)],
+                    capture_output=True,
+                    timeout=300,
                 )
                 if done.returncode == 0:
                     break

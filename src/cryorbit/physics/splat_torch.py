@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 """Pixels of patches in work at a time: what lies between two steps stays in the cache."""
 
 
