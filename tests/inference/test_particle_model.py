@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from cryorbit.data import CTF
 from cryorbit.data.particles import MemoryImages
 from cryorbit.inference.defocus import defocus_change
 from cryorbit.inference.engine import workers
@@ -21,6 +22,8 @@ from posed_stacks import PosedStack, posed_stack
 
 N = 400
 HALF = torch.arange(N) % 2
+INTERPOLATED_A = 5.0
+"""The top between trial values 60 A apart, by a parabola through three of them; a wrong voltage gives 12 % of 250 A."""
 SAMPLING = 0.06
 """Relative: 200 images of a shell of ten coefficients and more tell a mean power to 2 %; three times that."""
 
@@ -110,30 +113,76 @@ def test_scales_of_too_few_images_stay_as_they_are(noisy):
 
 def test_defocus_is_found_and_agrees_with_the_likelihood_summed_directly():
     """The ring sums give the highest likelihood among the trial values, and that is near the true change."""
-    g = torch.Generator().manual_seed(0)
-    n, box, pixel = 12, 64, 2.0
-    k = torch.arange(-24, 25.0)
-    points = torch.stack(torch.meshgrid(k, k, indexing="xy"), -1).reshape(-1, 2)
-    points = points[(points[:, 0] > 0) & (points.norm(dim=1) < 24)]
-    frequency = points / (box * pixel)
-    ctf = varied_ctf(n)
-    true = 250 * torch.randn(n, generator=g)
-    slices = torch.randn(n, len(points), 2, generator=g)
-    slices = torch.view_as_complex(slices) * torch.exp(-points.norm(dim=1) / 30)
-
-    def moved(change):
-        return replace(ctf, defocus_u_A=ctf.defocus_u_A + change, defocus_v_A=ctf.defocus_v_A + change)
-
-    images = slices * ctf_values(moved(true), frequency)
-    images = images + 0.3 * torch.view_as_complex(torch.randn(n, len(points), 2, generator=g))
-    noise = torch.full((n, len(points)), 2 * 0.3**2)
-    found = defocus_change(images, slices, ctf, noise, frequency, sd_A=300.0)
+    case = defocus_case(voltage_kV=torch.full((12,), 300.0))
+    images, slices, noise, frequency = case.images, case.slices, case.noise, case.frequency
+    true, moved = case.true, case.moved
+    found = defocus_change(images, slices, case.ctf, noise, frequency, sd_A=300.0)
 
     def likelihood(change):
         misfit = (images - slices * ctf_values(moved(change), frequency)).abs().square() / noise
         return -misfit.sum(1) - 0.5 * (change / 300.0).square()
 
     at_top = likelihood(found)
-    for other in (true, found + 15, found - 15, torch.zeros(n)):
+    for other in (true, found + 15, found - 15, torch.zeros_like(found)):
         assert bool((at_top >= likelihood(other) - 0.2).all())
     assert (found - true).abs().median() < 30
+
+
+@dataclass
+class DefocusCase:
+    """Transforms of images whose defocus is off by `true`, angstrom."""
+
+    ctf: CTF
+    true: torch.Tensor
+    slices: torch.Tensor
+    frequency: torch.Tensor
+    sigma: float
+
+    def __post_init__(self) -> None:
+        g = torch.Generator().manual_seed(1)
+        values = self.slices * ctf_values(self.moved(self.true), self.frequency)
+        white = torch.view_as_complex(torch.randn(*values.shape, 2, generator=g))
+        self.images = values + self.sigma * white
+        self.noise = torch.full(values.shape, 2 * self.sigma**2)
+
+    def moved(self, change: torch.Tensor) -> CTF:
+        u, v = self.ctf.defocus_u_A + change, self.ctf.defocus_v_A + change
+        return replace(self.ctf, defocus_u_A=u, defocus_v_A=v)
+
+
+def defocus_case(*, voltage_kV: torch.Tensor, sigma: float = 0.3) -> DefocusCase:
+    g = torch.Generator().manual_seed(0)
+    n, box, pixel = len(voltage_kV), 64, 2.0
+    k = torch.arange(-24, 25.0)
+    points = torch.stack(torch.meshgrid(k, k, indexing="xy"), -1).reshape(-1, 2)
+    points = points[(points[:, 0] > 0) & (points.norm(dim=1) < 24)]
+    ctf = replace(varied_ctf(n), voltage_kV=voltage_kV.to(varied_ctf(n).voltage_kV))
+    true = 250 * torch.randn(n, generator=g)
+    slices = torch.view_as_complex(torch.randn(n, len(points), 2, generator=g))
+    slices = slices * torch.exp(-points.norm(dim=1) / 30)
+    return DefocusCase(ctf, true, slices, points / (box * pixel), sigma)
+
+
+def test_the_prior_of_the_defocus_stays_where_the_file_was():
+    """Images too noisy to say much: asked again from what was found, the defocus moves no further."""
+    case = defocus_case(voltage_kV=torch.full((40,), 300.0), sigma=6.0)
+
+    def change(found: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+        at = (case.images, case.slices, case.moved(found), case.noise, case.frequency)
+        return defocus_change(*at, sd_A=100.0, moved_A=before)
+
+    first = change(torch.zeros(40), None)
+    again, drifting = change(first, first), change(first, None)
+    assert again.abs().median() < 0.1 * drifting.abs().median()
+
+
+def test_voltages_may_differ_within_a_stack():
+    """The change found of a particle is the same whatever the voltage of the others."""
+    mixed = defocus_case(voltage_kV=torch.tensor([200.0, 300.0] * 6))
+    at = (mixed.images, mixed.slices, mixed.ctf, mixed.noise, mixed.frequency)
+    together = defocus_change(*at, sd_A=300.0)
+    for row in range(12):
+        one = torch.tensor([row])
+        alone = (x[one] for x in (mixed.images, mixed.slices, mixed.ctf, mixed.noise))
+        found = defocus_change(*alone, mixed.frequency, sd_A=300.0)
+        assert float(found - together[row]) == pytest.approx(0, abs=INTERPOLATED_A)

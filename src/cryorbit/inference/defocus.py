@@ -33,6 +33,7 @@ def defocus_change(
     frequency_per_A: Float[Tensor, "k 2"],
     *,
     sd_A: float,
+    moved_A: Float[Tensor, "n"] | None = None,
 ) -> Float[Tensor, "n"]:
     """Most probable change of each particle's defocus, angstrom.
 
@@ -45,7 +46,9 @@ def defocus_change(
     frequency_per_A
         (kx, ky), half a plane.
     sd_A
-        Standard deviation of the change, a Gaussian prior.
+        Standard deviation of a Gaussian prior about the defocus that was given at first.
+    moved_A
+        What `ctf` has been changed by since then, angstrom; nothing unless given.
     """
     s2 = frequency_per_A.square().sum(1)
     ring_s2, ring = torch.unique(s2.double().mul(1e9).round().long(), return_inverse=True)
@@ -61,16 +64,20 @@ def defocus_change(
     linear = rings(cross * sine), rings(cross * cosine)
     # sin^2(chi + d) = 1/2 - 1/2 cos 2chi cos 2d + 1/2 sin 2chi sin 2d
     squared = rings(power * (cosine.square() - sine.square())), rings(power * 2 * sine * cosine)
-    wavelength = float(electron_wavelength_A(ctf.voltage_kV.double()).mean())
-    turn = (math.pi * wavelength * 1e-9) * ring_s2.double()
+    wavelength = electron_wavelength_A(ctf.voltage_kV.double())
+    middle = wavelength.mean()
+    # Trials are phases, the same for all: what they are in angstrom goes with each particle's voltage.
+    to_A = (middle / wavelength)[:, None]
+    turn = (math.pi * float(middle) * 1e-9) * ring_s2.double()
     step = PHASE_STEP / float(turn.max())
     count = max(math.ceil(REACH_SD * sd_A / step), 1)
     trial = torch.arange(-count, count + 1, dtype=torch.float64) * (REACH_SD * sd_A / count)
     phase = (turn[:, None] * trial).float()
     likelihood = 2 * (linear[0] @ phase.cos() + linear[1] @ phase.sin())
     likelihood += 0.5 * (squared[0] @ (2 * phase).cos() - squared[1] @ (2 * phase).sin())
-    posterior = likelihood - (0.5 * (trial / sd_A).square()).float()
-    return _top(posterior, trial.float())
+    before = 0.0 if moved_A is None else moved_A.double()[:, None]
+    posterior = likelihood - (0.5 * ((trial * to_A + before) / sd_A).square()).float()
+    return _top(posterior, trial.float()) * to_A[:, 0].float()
 
 
 def _top(values: Float[Tensor, "n z"], trial: Float[Tensor, "z"]) -> Float[Tensor, "n"]:

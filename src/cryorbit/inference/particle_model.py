@@ -41,6 +41,8 @@ class ParticleModel(Observations):
     """E |noise|^2 of one coefficient of the unnormalised transform: by half, group and shell."""
     scale: Float[Tensor, "n"]
     """Contrast of each image over the mean of its half."""
+    defocus_moved_A: Float[Tensor, "n"]
+    """What the defocus of each particle has been changed by, angstrom."""
 
     @classmethod
     def of(cls, observed: Observations, half: Int[Tensor, "n"]) -> ParticleModel:
@@ -50,7 +52,14 @@ class ParticleModel(Observations):
         group = torch.zeros(n, dtype=torch.long) if groups is None else groups.unique(return_inverse=True)[1]
         count = int(group.max()) + 1
         noise = observed.noise_power.expand(2, count, -1).clone()
-        return cls(**shared, half=half, group=group, group_noise=noise, scale=torch.ones(n))
+        return cls(
+            **shared,
+            half=half,
+            group=group,
+            group_noise=noise,
+            scale=torch.ones(n),
+            defocus_moved_A=torch.zeros(n),
+        )
 
     def noise_of(
         self, rows: Int[Tensor, "n"], radius: Float[Tensor, "k"], *, floor: float
@@ -154,7 +163,10 @@ class ParticleModel(Observations):
     def with_defocus(
         self, poses: PoseTable, maps: HalfMaps, *, radius: float, sd_A: float, team: Workers
     ) -> tuple[ParticleModel, Float[Tensor, "n"]]:
-        """The defocus of every particle against its half's map, and the changes made, angstrom; `sd_A` is their prior."""
+        """The defocus of every particle against its half's map, and the changes made, angstrom.
+
+        `sd_A` is the standard deviation of a prior about the defocus that the file gave, whatever earlier rounds changed.
+        """
         ctf = self.stack.ctf
         assert ctf is not None  # the caller asked only where there is one
         points = half_disk(radius, inner=2.0)
@@ -171,6 +183,7 @@ class ParticleModel(Observations):
                 noise,
                 points / (self.box * self.pixel_size_A),
                 sd_A=sd_A,
+                moved_A=self.defocus_moved_A[rows],
             )
 
         halves = [(h, torch.nonzero(self.half == h)[:, 0]) for h in (0, 1)]
@@ -182,19 +195,22 @@ class ParticleModel(Observations):
             defocus_u_A=ctf.defocus_u_A + change.to(ctf.defocus_u_A),
             defocus_v_A=ctf.defocus_v_A + change.to(ctf.defocus_v_A),
         )
-        return replace(self, stack=replace(self.stack, ctf=moved)), change
+        total = self.defocus_moved_A + change
+        return replace(self, stack=replace(self.stack, ctf=moved), defocus_moved_A=total), change
 
     def state(self) -> dict[str, Tensor]:
         """What changes from round to round, for a checkpoint."""
         out = {"model_noise": self.group_noise, "model_scale": self.scale}
         if self.stack.ctf is not None:
             out |= {"model_u": self.stack.ctf.defocus_u_A, "model_v": self.stack.ctf.defocus_v_A}
+            out |= {"model_moved": self.defocus_moved_A}
         return out
 
     def restored(self, state: dict[str, Any]) -> ParticleModel:
         """The model as `state` says it was."""
-        stack = self.stack
+        stack, total = self.stack, self.defocus_moved_A
         if stack.ctf is not None:
             moved = replace(stack.ctf, defocus_u_A=state["model_u"], defocus_v_A=state["model_v"])
-            stack = replace(stack, ctf=moved)
-        return replace(self, stack=stack, group_noise=state["model_noise"], scale=state["model_scale"])
+            stack, total = replace(stack, ctf=moved), state["model_moved"]
+        noise, scale = state["model_noise"], state["model_scale"]
+        return replace(self, stack=stack, group_noise=noise, scale=scale, defocus_moved_A=total)
