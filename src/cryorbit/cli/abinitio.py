@@ -59,6 +59,15 @@ class Settings:
 def run(settings: Settings) -> int:
     """Run, or go on with, ab initio."""
     from cryorbit.cli.ranks import refuse_several, several_processes
+
+    if settings.method != "search":
+        refuse_several(f"--method {settings.method}")
+    with several_processes() as ranks:
+        return run_as(ranks, settings)
+
+
+def run_as(ranks: Ranks, settings: Settings) -> int:
+    """The part of one process."""
     from cryorbit.cli.run_folder import already_finished
 
     if settings.resume and already_finished(settings.out):
@@ -66,12 +75,9 @@ def run(settings: Settings) -> int:
     if settings.particles is None:
         raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
     settings = replace(settings, particles=absolute(settings.particles), reading=settings.reading.absolute())
-    if settings.method != "search":
-        refuse_several(f"--method {settings.method}")
-    with several_processes() as ranks:
-        device = prepare(compute_options(settings))
-        stack = usable_particles(settings, ranks)
-        run_in_folder(stack, settings, device=device, outputs=OUTPUTS, ranks=ranks)
+    device = prepare(compute_options(settings))
+    stack = usable_particles(settings, ranks)
+    run_in_folder(stack, settings, device=device, outputs=OUTPUTS, ranks=ranks)
     return 0
 
 

@@ -46,7 +46,15 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Run, or go on with, a refinement."""
-    from cryorbit.cli.ranks import open_together, several_processes
+    from cryorbit.cli.ranks import several_processes
+
+    with several_processes() as ranks:
+        return run_as(ranks, settings)
+
+
+def run_as(ranks: Ranks, settings: Settings) -> int:
+    """The part of one process."""
+    from cryorbit.cli.ranks import open_together
     from cryorbit.cli.run_folder import RunFolder, already_finished
     from cryorbit.inference.refinement import run_refinement
 
@@ -60,27 +68,26 @@ def run(settings: Settings) -> int:
         map=None if settings.map is None else absolute(settings.map),
         reading=settings.reading.absolute(),
     )
-    with several_processes() as ranks:
-        prepare(ComputeOptions(device="cpu", threads=settings.inference.threads or None))
-        stack, reference = usable_input(settings, ranks)
-        folder = open_together(
-            ranks,
-            settings.out,
-            verb="refine",
-            settings_yaml=to_yaml(settings),
-            outputs=OUTPUTS,
-            resume=settings.resume,
+    prepare(ComputeOptions(device="cpu", threads=settings.inference.threads or None))
+    stack, reference = usable_input(settings, ranks)
+    folder = open_together(
+        ranks,
+        settings.out,
+        verb="refine",
+        settings_yaml=to_yaml(settings),
+        outputs=OUTPUTS,
+        resume=settings.resume,
+    )
+    try:
+        records = run_refinement(
+            stack, settings.inference, reference=reference, state=folder.state, ranks=ranks
         )
-        try:
-            records = run_refinement(
-                stack, settings.inference, reference=reference, state=folder.state, ranks=ranks
-            )
-            last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
-            if isinstance(folder, RunFolder):
-                write_result(folder, last.result)
-        except CryorbitError:
-            folder.abandon(OUTPUTS)
-            raise
+        last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+        if isinstance(folder, RunFolder):
+            write_result(folder, last.result)
+    except CryorbitError:
+        folder.abandon(OUTPUTS)
+        raise
     return 0
 
 
