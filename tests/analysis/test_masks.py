@@ -54,3 +54,12 @@ def test_a_map_without_density_is_refused():
         automatic_mask(Volume(torch.zeros(16, 16, 16), 3.0))
     with pytest.raises(BadInput, match="no density above"):
         automatic_mask(ball(32, 5.0, 0.0)[0], threshold=10.0)
+
+
+@pytest.mark.parametrize("given", [{"low_pass_A": 0.0}, {"dilate_A": -1.0}, {"edge_A": -1.0}])
+def test_lengths_that_make_no_sense_are_refused(given):
+    """Not replaced by others without a word."""
+    values = torch.zeros(16, 16, 16)
+    values[6:10, 6:10, 6:10] = 1
+    with pytest.raises(BadInput, match="makes no sense"):
+        automatic_mask(Volume(values, 2.0), **given)

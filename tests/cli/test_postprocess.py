@@ -124,7 +124,10 @@ def test_what_is_not_two_half_maps_is_refused(halves, shell, tmp_path):
     half = halves / "half1.mrc"
     for words, reason in (
         ((tmp_path,), "no half1.mrc and no half2.mrc"),
-        ((half, half), "Name it with -o"),
+        ((half,), "is a single file"),
+        ((tmp_path / "no",), "is not there"),
+        ((half, halves / "half2.mrc"), "Name it with -o"),
+        ((half, half, "-o", tmp_path / "o"), "given twice"),
         ((half, half, half, "-o", tmp_path / "o"), "3 names given"),
     ):
         code, _, error = shell("postprocess", *words)

@@ -57,8 +57,15 @@ def automatic_mask(
     Raises
     ------
     BadInput
-        If nothing is above the threshold.
+        If nothing is above the threshold, or a length is negative.
     """
+    if not low_pass_A > 0:
+        raise BadInput(
+            f"automatic_mask: a low-pass at {low_pass_A:g} A makes no sense. Give a positive resolution."
+        )
+    for name, length in (("growth", dilate_A), ("soft edge", edge_A)):
+        if length is not None and not length >= 0:
+            raise BadInput(f"automatic_mask: a {name} of {length:g} A makes no sense. Give 0 or more.")
     pixel = volume.pixel_size_A
     smooth = low_pass(volume.values, resolution_A=max(low_pass_A, 4.0 * pixel), pixel_size_A=pixel, ndim=3)
     level = density_level(smooth) if threshold is None else threshold

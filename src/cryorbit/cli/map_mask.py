@@ -24,7 +24,7 @@ class Settings:
     threshold: float | None = None
     """Density of the low-passed map that is particle; the level that best parts the histogram unless given."""
     low_pass_A: float = 15.0
-    """Resolution of the map that is thresholded."""
+    """Resolution of the map that is thresholded; four voxels where that is coarser."""
     extend_A: float | None = None
     """How far the particle is grown; three voxels, at least 6 A, unless given."""
     soft_edge_A: float | None = None

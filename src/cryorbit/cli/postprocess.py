@@ -82,6 +82,9 @@ def places(settings: Settings) -> tuple[tuple[Path, Path], Path]:
 
     if len(settings.maps) == 1:
         folder = settings.maps[0]
+        if not folder.is_dir():
+            what = "is a single file" if folder.exists() else "is not there"
+            raise BadFile(f"{folder}: {what}. Give the folder of a finished run, or two half maps and -o.")
         pair = (folder / HALF1, folder / HALF2)
         missing = [path.name for path in pair if not path.exists()]
         if missing:
@@ -91,6 +94,10 @@ def places(settings: Settings) -> tuple[tuple[Path, Path], Path]:
         return pair, settings.out or folder
     if len(settings.maps) != 2:
         raise BadInput(f"postprocess: {len(settings.maps)} names given, wanted one folder or two half maps.")
+    if settings.maps[0].resolve() == settings.maps[1].resolve():
+        raise BadInput(
+            f"{settings.maps[0]}: given twice. Its correlation with itself says nothing: give both half maps."
+        )
     if settings.out is None:
         raise BadInput("postprocess: two half maps need a folder for the results. Name it with -o.")
     return (settings.maps[0], settings.maps[1]), settings.out
