@@ -75,6 +75,15 @@ def test_a_map_alone_is_enough(truth):
     assert set(found.half_set.tolist()) == {1, 2}
 
 
+def test_agreement_no_further_than_the_reference_is_no_result(truth):
+    """A reference that is hardly low-passed leaves nothing that only the images can tell; the verdict says so."""
+    reference = Volume(truth.blobs.values(truth.box).float() * 37.0, PIXEL_A)
+    settings = replace(SETTINGS, rounds=1, start_resolution_A=2 * PIXEL_A)
+    found = last(with_poses(truth, 0.0, 0.0), settings, reference=reference)
+    assert not found.converged
+    assert "--start-resolution-A" in found.verdict
+
+
 def noise_alone(seed: int) -> ParticleStack:
     g = torch.Generator().manual_seed(seed)
     return ParticleStack(

@@ -151,9 +151,17 @@ def _verdict(
     """What a user may believe, without any truth at hand."""
     resolution = curve.resolution_A(threshold=0.143)
     if rounds.reference is not None and solved.radius_at(0.143) <= state["start_radius"] + 1:
+        found = (
+            f"the half maps agree to {resolution:.1f} A, no further than the reference that both started from"
+        )
+        if state["start_radius"] + 1 >= rounds.plan.limit:
+            return (
+                f"Not shown: {found}, which was hardly low-passed. Give a larger --start-resolution-A, so that the "
+                "images can show more than it does.",
+                False,
+            )
         return (
-            f"Not refined: the half maps agree to {resolution:.1f} A, no further than the reference that both started "
-            "from. Do particles and map belong together? Is the pixel size right?",
+            f"Not refined: {found}. Do particles and map belong together? Is the pixel size right?",
             False,
         )
     turn = float(poses.angle_sd_deg.median())
