@@ -168,8 +168,10 @@ def test_the_prior_of_the_defocus_stays_where_the_file_was():
     case = defocus_case(voltage_kV=torch.full((40,), 300.0), sigma=6.0)
 
     def change(found: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        at = (case.images, case.slices, case.moved(found), case.noise, case.frequency)
-        return defocus_change(*at, sd_A=100.0, moved_A=before)
+        ctf = case.moved(found)
+        return defocus_change(
+            case.images, case.slices, ctf, case.noise, case.frequency, sd_A=100.0, moved_A=before
+        )
 
     first = change(torch.zeros(40), None)
     again, drifting = change(first, first), change(first, None)
@@ -183,6 +185,6 @@ def test_voltages_may_differ_within_a_stack():
     together = defocus_change(*at, sd_A=300.0)
     for row in range(12):
         one = torch.tensor([row])
-        alone = (x[one] for x in (mixed.images, mixed.slices, mixed.ctf, mixed.noise))
-        found = defocus_change(*alone, mixed.frequency, sd_A=300.0)
+        images, slices, noise = mixed.images[one], mixed.slices[one], mixed.noise[one]
+        found = defocus_change(images, slices, mixed.ctf[one], noise, mixed.frequency, sd_A=300.0)
         assert float(found - together[row]) == pytest.approx(0, abs=INTERPOLATED_A)

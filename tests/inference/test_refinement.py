@@ -136,5 +136,9 @@ def test_bad_input_is_refused(truth):
         next(iter(run_refinement(with_poses(truth, 0, 0), replace(SETTINGS, search=True))))
     with pytest.raises(BadInput, match="too few"):
         next(iter(run_refinement(with_poses(truth, 0, 0).select(torch.arange(20)), SETTINGS)))
+    halves = torch.arange(N) % 2 + 1
+    halves[7] = 0
+    with pytest.raises(BadInput, match="row 8: half set 0"):
+        next(iter(run_refinement(replace(with_poses(truth, 0, 0), half_set=halves), SETTINGS)))
     with pytest.raises(BadInput, match="--rounds"):
         RefinementSettings(rounds=0)
