@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from cryorbit.data.atoms import Atoms
-from cryorbit.errors import BadFile
+from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.atomic import atomic_path
 from cryorbit.io.compressed import read_plain
 
@@ -69,6 +69,63 @@ def read_atoms(
     return atoms
 
 
+def write_atoms(path: str | os.PathLike[str], atoms: Atoms) -> None:
+    """Write atoms as a PDB or mmCIF file; labels that are missing become chain A, residues 1, 2, ... of GLY, atom CA.
+
+    Raises
+    ------
+    BadInput
+        If a number does not fit the columns of a PDB file.
+    BadFile
+        If the ending is unknown, or the disk refuses.
+    """
+    n = len(atoms)
+    chain = atoms.chain if atoms.chain is not None else np.array(["A"] * n, dtype=object)
+    residue = atoms.residue_name if atoms.residue_name is not None else np.array(["GLY"] * n, dtype=object)
+    name = atoms.atom_name if atoms.atom_name is not None else np.array(["CA"] * n, dtype=object)
+    number = atoms.residue_number if atoms.residue_number is not None else np.arange(n) + 1
+    if os.path.splitext(os.fspath(path))[1].lower() in (".pdb", ".ent"):
+        _check_columns(atoms, number)
+    model = gemmi.Model(1)
+    last: tuple[str, int, str] | None = None
+    position = atoms.position_A.detach().cpu().double().tolist()
+    b_factor, occupancy = (t.detach().cpu().tolist() for t in (atoms.b_factor_A2, atoms.occupancy))
+    for i, element in enumerate(atoms.atomic_number.tolist()):
+        key = (str(chain[i]), int(number[i]), str(residue[i]))
+        if last is None or key[0] != last[0]:
+            model.add_chain(gemmi.Chain(key[0]))
+        if key != last:
+            one = gemmi.Residue()
+            one.name, one.seqid = key[2], gemmi.SeqId(key[1], " ")
+            model[-1].add_residue(one)
+        atom = gemmi.Atom()
+        atom.name, atom.element = str(name[i]), gemmi.Element(element)
+        atom.pos, atom.b_iso, atom.occ = gemmi.Position(*position[i]), b_factor[i], occupancy[i]
+        model[-1][-1].add_atom(atom)
+        last = key
+    structure = gemmi.Structure()
+    structure.add_model(model)
+    structure.setup_entities()
+    structure.assign_serial_numbers()
+    _write_structure(path, structure)
+
+
+def _check_columns(atoms: Atoms, number: np.ndarray) -> None:
+    """Refuse what would run over its columns in a PDB file."""
+    position = atoms.position_A.detach().cpu()
+    limits = (
+        ("position", (position.abs() >= 999.9995).any(1) if len(atoms) else position.new_zeros(0).bool()),
+        ("B-factor", atoms.b_factor_A2.detach().cpu().abs() >= 999.995),
+        ("residue number", torch.from_numpy(np.asarray(number) > 9999)),
+    )
+    for what, bad in limits:
+        if bool(bad.any()):
+            row = int(torch.nonzero(bad)[0, 0])
+            raise BadInput(
+                f"the {what} of atom {row} does not fit the columns of a PDB file. Write a .cif file."
+            )
+
+
 def write_moved_model(
     source: str | os.PathLike[str], target: str | os.PathLike[str], matrix: Sequence[Sequence[float]]
 ) -> None:
@@ -89,6 +146,10 @@ def write_moved_model(
     move = gemmi.Transform(gemmi.Mat33(numbers[:, :3].tolist()), gemmi.Vec3(*numbers[:, 3].tolist()))
     for model in structure:
         model.transform_pos_and_adp(move)
+    _write_structure(target, structure)
+
+
+def _write_structure(target: str | os.PathLike[str], structure: gemmi.Structure) -> None:
     kind = _FORMATS.get(os.path.splitext(os.fspath(target))[1].lower())
     if kind is None:
         raise BadFile(f"{target}: not the name of a model file. Give a .pdb or .cif file.")
