@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import torch
+
 from cryorbit.analysis.pose_error import pose_errors
-from cryorbit.io.mrc import read_map
+from cryorbit.data import Volume
+from cryorbit.io.mrc import read_map, write_map
 from cryorbit.io.particles import read_particles, require_pose
 
 FEW = ["--rounds", 2, "--threads", 1, "--particle-diameter-A", 200, "--start-resolution-A", 60]
@@ -56,6 +59,12 @@ def test_what_cannot_be_refined_is_refused_with_the_remedy(shell, simulated, tmp
     )
     assert code == 2
     assert "no.mrc" in said
+    flat = tmp_path / "flat.mrc"
+    write_map(flat, Volume(torch.ones(16, 16, 16), 10.0))
+    code, _, said = shell("refine", data / "particles.star", "--map", flat, "-o", tmp_path / "run", *FEW)
+    assert code == 2
+    assert "flat.mrc: the map is constant" in said
+    assert not (tmp_path / "run").exists()
     code, _, said = shell("refine", data / "truth.star", "-o", tmp_path / "run", "--rounds", 0)
     assert code == 2
     assert "--rounds" in said

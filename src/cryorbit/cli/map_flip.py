@@ -64,7 +64,7 @@ def flip_poses(source: Path, target: Path, options: ReadOptions) -> None:
     from cryorbit.geometry.conventions import mirror_pose_rotation
     from cryorbit.io.particles import require_pose, write_particles
 
-    stack = read(source, options, images="absent")
+    stack = read(source, options, images="if found")
     pose = require_pose(stack)
     flipped = Pose(mirror_pose_rotation(pose.rotation), pose.shift_A)
     write_particles(target, replace(stack, pose=flipped))

@@ -56,6 +56,7 @@ def run_as(ranks: Ranks, settings: Settings) -> int:
     """The part of one process."""
     from cryorbit.cli.ranks import open_together
     from cryorbit.cli.run_folder import RunFolder, already_finished
+    from cryorbit.inference.map_scale import UnusableMap
     from cryorbit.inference.refinement import run_refinement
 
     if settings.resume and already_finished(settings.out):
@@ -85,8 +86,10 @@ def run_as(ranks: Ranks, settings: Settings) -> int:
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
         if isinstance(folder, RunFolder):
             write_result(folder, last.result)
-    except CryorbitError:
+    except CryorbitError as error:
         folder.abandon(OUTPUTS)
+        if isinstance(error, UnusableMap):
+            raise BadInput(f"{settings.map}: {error}") from error
         raise
     return 0
 
