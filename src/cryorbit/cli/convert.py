@@ -70,6 +70,6 @@ def convert_particles(source: Path, target: Path, options: ReadOptions) -> None:
         stack = read(source, options)
         write_images(target, stack)
     else:
-        stack = read(source, options, images="absent")
+        stack = read(source, options, images="if found")
         write_particles(target, stack)
     say(f"{target}: {len(stack)} particles")

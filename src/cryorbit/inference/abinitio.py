@@ -25,7 +25,8 @@ from cryorbit.geometry.symmetry import in_asymmetric_unit, is_cubic, point_group
 from cryorbit.inference.coarse import KICK_ABOVE, CoarsePlan, CoarseStage
 from cryorbit.inference.engine import Progress, Workers, generator_from, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
-from cryorbit.inference.lattice import Lattice
+from cryorbit.inference.half_sets import half_sets
+from cryorbit.inference.lattice import Lattice, on_image_grid
 from cryorbit.inference.locate import locate
 from cryorbit.inference.memory import free_bytes, require_memory
 from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
@@ -85,34 +86,6 @@ class AbinitioResult:
     curve: ShellCorrelation
     verdict: str
     converged: bool
-
-
-def half_sets(stack: ParticleStack, *, generator: torch.Generator) -> Int[Tensor, "n"]:
-    """0 or 1 per particle: the file's own halves, else whole micrographs, else at random."""
-    if stack.half_set is not None and set(stack.half_set.unique().tolist()) == {1, 2}:
-        return stack.half_set.long() - 1
-    n = len(stack)
-    if stack.micrograph is not None:
-        names, index = torch.unique(torch.tensor([hash_of(m) for m in stack.micrograph]), return_inverse=True)
-        if len(names) >= 4:
-            count = torch.bincount(index)
-            order = torch.randperm(len(names), generator=generator)
-            order = order[count[order].argsort(descending=True, stable=True)]
-            half = torch.zeros(len(names), dtype=torch.long)
-            size = [0, 0]
-            for m in order.tolist():
-                smaller = int(size[1] < size[0])
-                half[m] = smaller
-                size[smaller] += int(count[m])
-            return half[index]
-    return (torch.randperm(n, generator=generator) % 2).long()
-
-
-def hash_of(name: object) -> int:
-    """A number for a name, the same in every process."""
-    import zlib
-
-    return zlib.crc32(str(name).encode())
 
 
 def run_abinitio(
@@ -482,7 +455,7 @@ class _Run:
 
     def _result(self, state: dict[str, Any], poses: PoseTable, solved: HalfMaps) -> AbinitioResult:
         box, pixel = self.stack.box, self.stack.pixel_size_A
-        halves = [Volume(_fit(m, box), pixel) for m in solved.maps]
+        halves = [Volume(on_image_grid(m, box), pixel) for m in solved.maps]
         curve = fourier_shell_correlation(halves[0], halves[1])
         filtered = (solved.filtered[0] + solved.filtered[1]) / 2
         verdict, converged = _verdict(
@@ -495,18 +468,12 @@ class _Run:
             entropy=poses.entropy,
             log_likelihood=poses.log_likelihood,
             angle_sd_deg=poses.angle_sd_deg,
-            map=Volume(_fit(filtered, box), pixel),
+            map=Volume(on_image_grid(filtered, box), pixel),
             half_maps=(halves[0], halves[1]),
             curve=curve,
             verdict=verdict,
             converged=converged,
         )
-
-
-def _fit(values: Tensor, box: int) -> Tensor:
-    """A map of box + 1 voxels cut to an odd box: the origin stays at index box // 2."""
-    extra = values.shape[0] - box
-    return values if not extra else values[extra:, extra:, extra:].contiguous()
 
 
 def _verdict(poses: PoseTable, curve: ShellCorrelation, parity_share: float) -> tuple[str, bool]:

@@ -152,7 +152,7 @@ def _scores(
 def _still_to_come(
     data: DiskData, part: DiskData, half: Tensor, rotation: Float[Tensor, "n 3 3"]
 ) -> Float[Tensor, "n"]:
-    """The most that the frequencies beyond `part` may add for a right pose, plus the noise in `part` itself."""
+    """The most that the frequencies beyond `part` may add for a right pose, by the best branch's slice of the map."""
     kx, ky = data.points.unbind(1)
     at = (kx[:, None] * rotation[:, None, 0] + ky[:, None] * rotation[:, None, 1]) * 2
     power = (gather(half, at).abs() * data.ctf).square()

@@ -13,8 +13,8 @@ from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
 from cryorbit.data import ParticleStack, Volume
 from cryorbit.errors import BadInput
 from cryorbit.geometry.symmetry import point_group
-from cryorbit.inference.abinitio import half_sets
 from cryorbit.inference.engine import Progress, generator_from, workers
+from cryorbit.inference.half_sets import half_sets
 from cryorbit.inference.memory import free_bytes, rows_per_block
 from cryorbit.inference.observations import Contrast, contrast_of
 from cryorbit.inference.ranks import Ranks, even_count

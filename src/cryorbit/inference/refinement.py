@@ -97,7 +97,6 @@ def run_refinement(
             f"{stack.source}: {len(stack)} images are too few to refine; {LEAST_IMAGES} is the least."
         )
     require_memory(stack.box, "refine", free=free_bytes(), processes=(ranks or Ranks()).neighbours)
-    _refuse_mixed_half_sets(stack)
     with workers(settings.threads or torch.get_num_threads(), ranks) as team:
         rounds = RefinementRounds(stack, settings, reference, team)
         now = dict(state or {})
@@ -108,19 +107,6 @@ def run_refinement(
         "resolution_0143_A": result.curve.resolution_A(threshold=0.143),
     }
     yield Progress("done", 1, 1, 1.0, metrics, {}, result)
-
-
-def _refuse_mixed_half_sets(stack: ParticleStack) -> None:
-    """Some particles in half 1 or 2 and others in neither: to deal all out anew would bring both halves together."""
-    if stack.half_set is None:
-        return
-    belongs = (stack.half_set == 1) | (stack.half_set == 2)
-    if bool(belongs.any()) and not bool(belongs.all()):
-        row = int(torch.nonzero(~belongs)[0, 0])
-        raise BadInput(
-            f"{stack.source}: row {row + 1}: half set {int(stack.half_set[row])}, wanted 1 or 2, as others have. Correct or "
-            "remove such rows, or remove the column (rlnRandomSubset) to have all dealt out anew."
-        )
 
 
 def result_of(rounds: RefinementRounds, state: dict[str, Any]) -> RefinementResult:

@@ -12,9 +12,9 @@ from torch import Tensor
 from cryorbit.data import ParticleStack, Volume
 from cryorbit.geometry.rotations import geodesic_angle
 from cryorbit.geometry.symmetry import is_cubic, point_group
-from cryorbit.inference.abinitio import half_sets
 from cryorbit.inference.engine import Progress, Workers, generator_from
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
+from cryorbit.inference.half_sets import half_sets, has_half_sets
 from cryorbit.inference.known_map import PoseSearch
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.local_search import Near, search_near
@@ -54,7 +54,7 @@ class RefinementRounds:
             nearly_round=is_cubic(settings.symmetry),
             generator=generator,
         )
-        self.own_halves = stack.half_set is not None and set(stack.half_set.unique().tolist()) == {1, 2}
+        self.own_halves = has_half_sets(stack)
         self.halves = half_sets(stack, generator=generator)
         self.model = ParticleModel.of(self.observed, self.halves)
         self.plan = RefinementPlan.of(self.observed, settings, group_order=len(self.group))

@@ -24,8 +24,8 @@ class RefinementSettings:
     search: bool = False
     """Search all poses of every image first, even where the file has poses; needs a map."""
     near_deg: float | None = None
-    """How far the given poses may be off, for the first round's local search; unless given, 2.5 radians of phase at the
-    particle's rim at the starting resolution, and 0, which is none, for poses that come with half sets."""
+    """How far the given poses may be off, degrees, for the first round's local search; 0 for none. Unless given: none for
+    poses that come with half sets, else by the starting resolution (7 degrees at 30 A for a particle 200 A wide)."""
     rounds: int = 12
     """Rounds at most."""
     scale: bool = True
