@@ -63,18 +63,18 @@ def seed_gaussians(
 def _cells(
     point: np.ndarray, weight: np.ndarray, centre: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lloyd's rounds; then centre, weight and variance per axis of every cell that has points."""
-    for _ in range(_ROUNDS):
-        cell = KDTree(centre).query(point)[1]
-        mass = np.bincount(cell, weight, len(centre))
-        filled = mass > 0
-        centre = _means(cell, weight, point, len(centre))[filled] / mass[filled, None]
-    cell = KDTree(centre).query(point)[1]
-    mass = np.bincount(cell, weight, len(centre))
-    filled = mass > 0
-    square = np.bincount(cell, weight * ((point - centre[cell]) ** 2).sum(1), len(centre))
-    return centre[filled], mass[filled], square[filled] / (3 * mass[filled])
+    """Lloyd's rounds; then mean, weight and variance per axis of every cell that has points."""
+    for _ in range(_ROUNDS - 1):
+        sums = _sums(point, weight, centre)
+        centre = sums[:, :3] / sums[:, 3:4]
+    sums = _sums(point, weight, centre)
+    centre = sums[:, :3] / sums[:, 3:4]
+    return centre, sums[:, 3], (sums[:, 4] / sums[:, 3] - (centre**2).sum(1)) / 3
 
 
-def _means(cell: np.ndarray, weight: np.ndarray, point: np.ndarray, count: int) -> np.ndarray:
-    return np.stack([np.bincount(cell, weight * point[:, axis], count) for axis in range(3)], 1)
+def _sums(point: np.ndarray, weight: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Per cell that has points: weighted sums of x, y, z, of 1, and of the squared length."""
+    cell = np.asarray(KDTree(centre).query(point)[1])
+    columns = (*(point.T * weight), weight, weight * (point**2).sum(1))
+    table = np.stack([np.bincount(cell, column, len(centre)) for column in columns], 1)
+    return table[table[:, 3] > 0]

@@ -140,6 +140,9 @@ void one(const Cloud<T> &c, int64_t image, int64_t j, const Axis<T> *axes, const
   const int64_t x = wrapped(axes[0].start, size);
   const bool inside = x + W <= size;
   T spare[W];
+  int64_t at_edge[W];
+  if (!inside)
+    for (int i = 0; i < W; ++i) at_edge[i] = (x + i) % size;
   const int64_t layers = D == 3 ? axes[2].count : 1;
   for (int64_t k = 0; k < layers; ++k) {
     const T dz = D == 3 ? T(axes[D - 1].start + k) - centre[D - 1] : T(0);
@@ -163,12 +166,12 @@ void one(const Cloud<T> &c, int64_t image, int64_t j, const Axis<T> *axes, const
         if (inside) {
           for (int v = 0; v < V; ++v) store(line + x + v * LANES, load(line + x + v * LANES) + e[v]);
         } else {
-          for (int i = 0; i < W; ++i) line[(x + i) % size] += e[i / LANES][i % LANES];
+          for (int i = 0; i < W; ++i) line[at_edge[i]] += e[i / LANES][i % LANES];
         }
         continue;
       }
       if (!inside)
-        for (int i = 0; i < W; ++i) spare[i] = line[(x + i) % size];
+        for (int i = 0; i < W; ++i) spare[i] = line[at_edge[i]];
       const T *g = inside ? line + x : spare;
       for (int v = 0; v < V; ++v) {
         const Vec<T> t = load(g + v * LANES) * e[v];

@@ -66,7 +66,7 @@ def _fine_grid(box: int, least: float, typical: float, count: float, dim: int) -
     best = (math.inf, FineGrid(box + box % 2, 0.0))
     for wanted in _RATIOS:
         least_size = math.ceil(box * wanted / 2)
-        size = 2 * (least_size if wanted == 1.0 else next_fast_len(least_size, True))
+        size = 2 * (least_size if wanted == 1.0 else int(next_fast_len(least_size, True) or least_size))
         ratio = size / box
         extra = _least_extra(least, ratio, dim)
         if extra is None:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 18
 """Pixels of patches in work at a time: what lies between two steps stays in the cache."""
 
 
@@ -52,12 +52,16 @@ class Cloud:
 
 @dataclass(frozen=True, eq=False)
 class _Patch:
-    """Some Gaussians of one image: which, the offsets of their pixels, where those are, and exp(...) there."""
+    """Some Gaussians of one image: which, the offsets of their pixels along each axis, and where those pixels are.
+
+    Values are products of `along` over the axes, times `value` where they are no products.
+    """
 
     rows: slice
     offset: Float[Tensor, "m d w"]
-    index: Int[Tensor, "m *w"]
-    value: Float[Tensor, "m *w"]
+    index: Int[Tensor, "pixels"]
+    along: Float[Tensor, "m d w"]
+    value: Float[Tensor, "m *w"] | None
 
 
 def splat(cloud: Cloud, size: int) -> Float[Tensor, "b *grid"]:
@@ -66,8 +70,12 @@ def splat(cloud: Cloud, size: int) -> Float[Tensor, "b *grid"]:
     for image in range(cloud.images):
         weight = _of(cloud.weight, image)
         for patch in _patches(cloud, image, size):
-            scale = weight[patch.rows].reshape(-1, *(1,) * cloud.dim)
-            grid[image].index_add_(0, patch.index.reshape(-1), (scale * patch.value).reshape(-1))
+            scale = weight[patch.rows]
+            if patch.value is None:
+                value = _product(patch.along, scale)
+            else:
+                value = scale.reshape(-1, *(1,) * cloud.dim) * patch.value
+            grid[image].index_add_(0, patch.index, value.reshape(-1))
     return grid.view(cloud.images, *(size,) * cloud.dim)
 
 
@@ -80,7 +88,11 @@ def gather(cloud: Cloud, grid: Float[Tensor, "b *grid"]) -> tuple[Tensor, Tensor
         weight, precision = _of(cloud.weight, image), _of(cloud.precision, image)
         flat = grid[image].reshape(-1)
         for patch in _patches(cloud, image, grid.shape[-1]):
-            zero, first, second = _moments(flat[patch.index] * patch.value, patch.offset)
+            m, _, width = patch.offset.shape
+            there = flat.index_select(0, patch.index).view(m, *(width,) * d)
+            if patch.value is not None:
+                there = there * patch.value
+            zero, first, second = _moments(there, patch.offset, patch.along)
             w, p, rows = weight[patch.rows], precision[patch.rows], patch.rows
             to_weight[image, rows] = zero
             if cloud.isotropic:
@@ -99,18 +111,23 @@ def _of(field: Tensor, image: int) -> Tensor:
 def _patches(cloud: Cloud, image: int, size: int) -> Iterator[_Patch]:
     """The Gaussians of one image in chunks; one width of patch for all of a chunk."""
     centre, reach, precision = cloud.centre[image], _of(cloud.reach, image), _of(cloud.precision, image)
-    width = max(1, int(torch.ceil(2 * reach.max())))
-    pixel = torch.arange(width, device=centre.device)
-    stride = torch.tensor([size**axis for axis in range(cloud.dim)], device=centre.device)
+    width = max(1, int(torch.ceil(2 * reach.max()))) if reach.numel() else 1
+    # Half the memory that must be moved, where the grid is small enough.
+    whole = torch.int32 if size**cloud.dim < 1 << 31 else torch.int64
+    pixel = torch.arange(width, device=centre.device, dtype=whole)
+    stride = torch.tensor([size**axis for axis in range(cloud.dim)], device=centre.device, dtype=whole)
     step = max(1, _CHUNK // width**cloud.dim)
     for begin in range(0, centre.shape[0], step):
         rows = slice(begin, begin + step)
-        c = centre[rows]
+        c, p = centre[rows], precision[rows]
         start = torch.ceil(c - reach[rows])
         offset = (start - c)[..., None] + pixel.to(c)
-        place = (start.long()[..., None] + pixel) % size * stride[:, None]
-        index = _outer_sum(place)
-        yield _Patch(rows, offset, index, _values(offset, precision[rows], isotropic=cloud.isotropic))
+        place = (start.to(whole)[..., None] + pixel).remainder_(size) * stride[:, None]
+        index = _outer_sum(place).reshape(-1)
+        if cloud.isotropic:
+            yield _Patch(rows, offset, index, torch.exp(-p[:, None, None] * offset * offset), None)
+        else:
+            yield _Patch(rows, offset, index, torch.ones_like(offset), _values(offset, p))
 
 
 def _outer_sum(parts: Tensor) -> Tensor:
@@ -121,21 +138,24 @@ def _outer_sum(parts: Tensor) -> Tensor:
     return total
 
 
-def _values(offset: Tensor, precision: Tensor, *, isotropic: bool) -> Tensor:
-    m, d, w = offset.shape
-    if isotropic:
-        e = torch.exp(-precision[:, None, None] * offset * offset)
-        total = e[:, 0]
-        for axis in range(1, d):
-            total = e[:, axis].reshape(m, w, *(1,) * axis) * total[:, None]
-        return total
-    form: Tensor | float = 0.0
+def _product(along: Tensor, scale: Tensor) -> Tensor:
+    """(m, d, w) -> (m, w, ..., w), times a factor for each."""
+    m, d, w = along.shape
+    total = along[:, 0] * scale[:, None]
+    for axis in range(1, d):
+        total = along[:, axis].reshape(m, w, *(1,) * axis) * total[:, None]
+    return total
+
+
+def _values(offset: Tensor, precision: Tensor) -> Tensor:
+    """exp(-x^T P x / 2) over the patches."""
+    m, d, _ = offset.shape
+    form = torch.zeros((), dtype=offset.dtype, device=offset.device)
     for a in range(d):
         for b in range(a, d):
             factor = precision[:, a, b] * (1 if a == b else 2)
-            pair = _along(offset, a) * _along(offset, b)
-            form = form + factor.reshape(m, *(1,) * d) * pair
-    return torch.exp(-0.5 * torch.as_tensor(form))
+            form = form + factor.reshape(m, *(1,) * d) * (_along(offset, a) * _along(offset, b))
+    return torch.exp(-0.5 * form)
 
 
 def _along(offset: Tensor, axis: int) -> Tensor:
@@ -144,10 +164,10 @@ def _along(offset: Tensor, axis: int) -> Tensor:
     return offset[:, axis].reshape(m, *(w if d - 1 - k == axis else 1 for k in range(d)))
 
 
-def _moments(product: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over each patch of the product, times each offset, times each pair of offsets."""
+def _moments(product: Tensor, offset: Tensor, along: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over each patch of the product, times each offset, times each pair; `along` is a factor along each axis."""
     m, d, w = offset.shape
-    powers = torch.stack((torch.ones_like(offset), offset, offset * offset), dim=2)  # m d 3 w
+    powers = torch.stack((along, along * offset, along * offset * offset), dim=2)  # m d 3 w
     if d == 2:
         table = powers[:, 1] @ product @ powers[:, 0].mT  # y power, x power
         first = torch.stack((table[:, 0, 1], table[:, 1, 0]), -1)
