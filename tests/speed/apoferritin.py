@@ -52,7 +52,8 @@ def judged(folder: Path, model: Path, mask: Path) -> dict[str, Any]:
     masked, frequency = curve["masked"], curve["frequency_per_A"]
     fine = next(i for i, f in enumerate(frequency) if f * JUDGED_FROM_A >= 1)
     first, last = (
-        next((i for i in range(start, len(masked)) if masked[i] < 0.5), len(masked) - 1) for start in (1, fine)
+        next((i for i in range(start, len(masked)) if masked[i] < 0.5), len(masked) - 1)
+        for start in (1, fine)
     )
     row = {name: facts[name] for name in ("log_likelihood_mean", "verdict", "seconds")}
     row |= {"hand": curve["hand"], "half_maps_A": facts["resolution_0143_A"]}
@@ -99,7 +100,9 @@ def main() -> None:
         print(f"{stage}: FSC 0.5 with the model, median {statistics.median(at_A):.2f} A; {beyond}")
     masked = [row["half_maps_corrected_A"] for row in rows if row["stage"] == "refine"]
     print(f"refine: half maps 0.143, masked, phase-randomised, median {statistics.median(masked):.2f} A")
-    chosen = max((row for row in rows if row["stage"] == "abinitio"), key=lambda row: row["log_likelihood_mean"])
+    chosen = max(
+        (row for row in rows if row["stage"] == "abinitio"), key=lambda row: row["log_likelihood_mean"]
+    )
     chosen_A = chosen["fsc05_model_A"]
     print(f"chosen by its likelihood: seed {chosen['seed']}, FSC 0.5 with the model at {chosen_A:.1f} A")
     (given.out / "apoferritin.json").write_text(json.dumps(rows, indent=1))
