@@ -24,7 +24,9 @@ def run_refinements(settings: Settings, scores: ScoreFile, work: Path) -> int:
     failures = 0
     for cell in cells(names, settings.task):
         key = {"structure": structure_name(cell.structure), "snr": json_number(cell.snr), "seed": cell.seed}
-        todo: list[Start] = [start for start in STARTS if not scores.has(key | {"method": f"refine from {start}"})]
+        todo: list[Start] = [
+            start for start in STARTS if not scores.has(key | {"method": f"refine from {start}"})
+        ]
         if not todo:
             continue
         try:
