@@ -135,7 +135,7 @@ def test_splats_beat_plain_torch(sigma: float):
         pytest.skip("no C++ compiler on this machine")
     fields = scene(sigma)
     planned = fine_grid(BOX, sigma, sigma, count=N, dim=2).size
-    # The plain ones get the coarser grid where it is good enough, and products need no kernel's margin either.
+    # The plain ones get the coarsest grid that is good enough.
     size = coarsest(fields, [BOX, 144, 160, 192, 256])
     methods: dict[str, Callable[[tuple[Tensor, ...]], Tensor]] = {
         "compiled": lambda f: ours(f, "compiled"),
@@ -146,8 +146,10 @@ def test_splats_beat_plain_torch(sigma: float):
     errors = {name: error_of(method)(fields) for name, method in methods.items()}
     upstream = torch.randn(BATCH, BOX, BOX // 2 + 1, dtype=torch.complex64)
     times: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(REPEATS):
+    for repeat in range(REPEATS):
         for name, method in methods.items():
+            if name == "products" and repeat:
+                continue  # many times slower than the rest: once is enough to see that
             leaves = tuple(f.clone().requires_grad_() for f in fields)
             times[name].append(seconds(lambda m=method, x=leaves: torch.autograd.grad(m(x), x, upstream)))
     middle = {name: statistics.median(values) for name, values in times.items()}
@@ -156,7 +158,7 @@ def test_splats_beat_plain_torch(sigma: float):
     for name in methods:
         print(f"  {name:9} {1e3 * middle[name]:8.1f}  {errors[name]:.1e}")
     for name, wanted in WANTED.items():
-        ratio = statistics.median(b / mine for mine, b in zip(times[name], times[better], strict=True))
+        ratio = middle[better] / middle[name]
         print(f"  {name} against {better}: {ratio:.2f} (floor {wanted})")
         assert errors[name] < ERROR
         assert ratio >= wanted

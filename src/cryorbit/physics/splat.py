@@ -6,29 +6,25 @@ shift and C the upper left block of A C A^T, so that the transform of an image i
     I^(k) = CTF(k) / pixel^3  sum_j amplitude_j exp(-2 pi^2 k^T C_j k) exp(-2 pi i k c_j).
 
 The sum is made on a grid that is fine enough (`splat_plan`), by patches of a few standard deviations, then transformed,
-cropped and multiplied once. `physics.splat_exact` has the same sums frequency by frequency. Images are periodic, as
-everywhere in `physics`; the Nyquist samples of an even box stand for both signs and are zero. CTFs get no gradient.
+cropped and multiplied once (`splat_transform`, by the kernel of `splat_kernel` or by `splat_torch`). `splat_exact`
+has the same sums frequency by frequency. Images are periodic, as everywhere in `physics`; the Nyquist samples of an even box stand for both signs and are zero. CTFs get no gradient.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cryorbit.data import CTF, Gaussians, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.physics.formation import plane_matrix, transfer_of
 from cryorbit.physics.project import images_of
-from cryorbit.physics.splat_kernel import MOST_REACH, compiled_gather, compiled_splat, kernel_library
 from cryorbit.physics.splat_plan import REACH, FineGrid, fine_grid
-from cryorbit.physics.splat_torch import Cloud, gather, splat
-
-Backend = Literal["auto", "compiled", "torch"]
+from cryorbit.physics.splat_torch import Cloud
+from cryorbit.physics.splat_transform import Backend, summed_transform
 
 
 def splat_images(
@@ -93,12 +89,9 @@ def splat_transforms(
     transfer = transfer_of(torch.zeros_like(pose.shift_A), ctf, box, pixel_size_A=pixel_size_A)
     factor = _factor(fine, box, dim=2, pixel_size_A=pixel_size_A, like=centre)[None]
     if transfer is not None:
-        factor = (
-            factor * transfer.to(torch.complex64 if centre.dtype == torch.float32 else torch.complex128)
-            if (transfer.is_complex())
-            else factor * transfer.to(factor)
-        )
-    return _transform(cloud, factor.detach(), fine.size, box, backend)
+        kind = factor.dtype.to_complex() if transfer.is_complex() else factor.dtype
+        factor = factor * transfer.to(kind)
+    return summed_transform(cloud, factor.detach(), size=fine.size, box=box, backend=backend)
 
 
 def map_transform(
@@ -120,7 +113,7 @@ def map_transform(
         factor_A = _batched(gaussians.width_A, 3)
         cloud = _long_cloud(centre, amplitude, scale**2 * (factor_A @ factor_A.mT), fine)
     factor = _factor(fine, box, dim=3, pixel_size_A=pixel_size_A, like=centre)[None]
-    return _transform(cloud, factor, fine.size, box, backend)
+    return summed_transform(cloud, factor, size=fine.size, box=box, backend=backend)
 
 
 def gaussians_to_map(
@@ -137,67 +130,6 @@ def gaussians_to_map(
         raise BadInput(f"gaussians_to_map: {gaussians.conformations} conformations. Choose one of them.")
     transform = map_transform(gaussians, box=box, pixel_size_A=pixel_size_A, backend=backend)[0]
     return Volume(torch.fft.fftshift(torch.fft.irfftn(transform, s=(box,) * 3)), pixel_size_A)
-
-
-class _Splat(torch.autograd.Function):
-    """Sum on the fine grid, transform, crop, multiply; backward is the transpose of each step in turn.
-
-    Nothing of the size of the patches is kept: backward makes them again, which is cheaper than reading them.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        centre: Tensor,
-        weight: Tensor,
-        precision: Tensor,
-        reach: Tensor,
-        factor: Tensor,
-        frame: tuple[int, int, bool],
-    ) -> Tensor:
-        size, box, compiled = frame
-        cloud = Cloud(centre, weight, precision, reach)
-        grid = (compiled_splat if compiled else splat)(cloud, size)
-        ctx.save_for_backward(centre, weight, precision, reach, factor)
-        ctx.frame = frame
-        return _cropped(grid, box) * factor
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        centre, weight, precision, reach, factor = ctx.saved_tensors
-        size, _, compiled = ctx.frame
-        grid = _uncropped(grads[0] * factor.conj(), size)
-        cloud = Cloud(centre, weight, precision, reach)
-        found = (compiled_gather if compiled else gather)(cloud, grid)
-        fields = (centre, weight, precision)
-        summed = [g.sum_to_size(f.shape) for g, f in zip(found, fields, strict=True)]
-        return *summed, None, None, None
-
-
-def _transform(cloud: Cloud, factor: Tensor, size: int, box: int, backend: Backend) -> Tensor:
-    frame = (size, box, _compiled(cloud, backend))
-    return _Splat.apply(cloud.centre, cloud.weight, cloud.precision, cloud.reach, factor, frame)
-
-
-def _compiled(cloud: Cloud, backend: Backend) -> bool:
-    """Whether the kernel does it."""
-    if backend == "torch":
-        return False
-    if backend not in ("auto", "compiled"):
-        raise BadInput(f"splat: backend {backend!r} is not known. Choose 'auto', 'compiled' or 'torch'.")
-    can = cloud.centre.device.type == "cpu" and cloud.centre.dtype in (torch.float32, torch.float64)
-    holds = cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
-    if can and holds and kernel_library() is not None:
-        return True
-    if backend == "compiled":
-        raise BadInput(
-            "splat: the compiled kernel cannot do this (it needs the CPU, a C++ compiler, and Gaussians narrower than "
-            "14 pixels). Choose backend 'torch' or 'auto'."
-        )
-    return False
 
 
 def _check_batches(gaussians: Gaussians, pose: Pose, ctf: CTF | None) -> None:
@@ -274,31 +206,3 @@ def _factor(fine: FineGrid, box: int, *, dim: int, pixel_size_A: float, like: Te
     for value in axes[1:]:
         total = total[..., None] * value
     return (total / pixel_size_A**3).to(like)
-
-
-def _cropped(grid: Tensor, box: int) -> Tensor:
-    """The half transform of the grids, cut down to that of a box."""
-    dim, size = grid.ndim - 1, grid.shape[-1]
-    plane = torch.fft.rfftn(grid, dim=tuple(range(-dim, 0)))[..., : box // 2 + 1]
-    low, high = (box + 1) // 2, box // 2
-    for axis in range(-dim, -1):
-        if size != box:
-            plane = torch.cat((plane.narrow(axis, 0, low), plane.narrow(axis, size - high, high)), axis)
-    return plane
-
-
-def _uncropped(plane: Tensor, size: int) -> Tensor:
-    """The transpose of `_cropped`: real grids of edge `size`."""
-    dim, box = plane.ndim - 1, plane.shape[-2]
-    low, high = (box + 1) // 2, box // 2
-    for axis in range(-dim, -1):
-        if size != box:
-            shape = list(plane.shape)
-            shape[axis] = size - box
-            middle = plane.new_zeros(shape)
-            plane = torch.cat((plane.narrow(axis, 0, low), middle, plane.narrow(axis, low, high)), axis)
-        plane = torch.fft.ifft(plane, dim=axis, norm="forward")
-    # The inverse counts every column but the first twice, the transpose counts each once. One axis at a time: column 0
-    # of a gradient is not Hermitian, which transforms of several axes may take for granted.
-    plane = torch.cat((plane[..., :1], 0.5 * plane[..., 1:]), -1)
-    return torch.fft.irfft(plane, n=size, dim=-1, norm="forward")

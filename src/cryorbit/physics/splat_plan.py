@@ -24,7 +24,7 @@ _MOST_EXTRA = 0.35
 """Largest common variance, pixels of the box squared: dividing it out multiplies errors at Nyquist by 6."""
 
 _RATIOS = (1.0, 1.125, 1.25, 1.5, 1.75, 2.0, 2.5)
-_FFT_PIXEL = 6.0
+_FFT_PIXEL = 12.0
 """Cost of one pixel of a transform, forward or backward, in units of one pixel of a patch in the compiled kernel."""
 
 
@@ -71,8 +71,9 @@ def _fine_grid(box: int, least: float, typical: float, count: float, dim: int) -
         extra = _least_extra(least, ratio, dim)
         if extra is None:
             continue
-        width = 2 * REACH * ratio * math.sqrt(typical**2 + extra)
-        cost = count * math.ceil(width) ** dim + _FFT_PIXEL * size**dim
+        width = math.ceil(2 * REACH * ratio * math.sqrt(typical**2 + extra))
+        # The kernel works on rows of whole vectors of 8.
+        cost = count * width ** (dim - 1) * 8 * math.ceil(width / 8) + _FFT_PIXEL * size**dim
         if cost < best[0]:
             best = (cost, FineGrid(size, extra * ratio**2))
     return best[1]

@@ -49,6 +49,11 @@ class Cloud:
         """Whether each has one precision."""
         return self.precision.ndim == 2
 
+    def part(self, rows: slice) -> Cloud:
+        """Some of the images."""
+        shared = (f if f.shape[0] == 1 else f[rows] for f in (self.weight, self.precision, self.reach))
+        return Cloud(self.centre[rows], *shared)
+
 
 @dataclass(frozen=True, eq=False)
 class _Patch:
