@@ -160,6 +160,19 @@ def test_the_kernel_equals_its_torch_twin(dim, dtype, isotropic):
         assert relative(mine, theirs) < 10 * tolerance
 
 
+def test_images_dealt_out_to_threads_are_the_same():
+    """The number of threads decides who draws an image, not what is drawn."""
+    cloud, pose = cloud_of(20, 16, sigma_px=0.8), poses(5)
+    threads, drawn = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            drawn.append(splat_transforms(cloud, pose, box=16, pixel_size_A=P))
+    finally:
+        torch.set_num_threads(threads)
+    assert relative(drawn[1], drawn[0]) < ROUND_OFF[torch.float64]
+
+
 @pytest.mark.parametrize("isotropic", [True, False])
 @pytest.mark.parametrize("box", [24, 25])
 def test_an_image_is_the_projection_of_the_map(box, isotropic):

@@ -6,8 +6,9 @@ shift and C the upper left block of A C A^T, so that the transform of an image i
     I^(k) = CTF(k) / pixel^3  sum_j amplitude_j exp(-2 pi^2 k^T C_j k) exp(-2 pi i k c_j).
 
 The sum is made on a grid that is fine enough (`splat_plan`), by patches of a few standard deviations, then transformed,
-cropped and multiplied once (`splat_transform`, by the kernel of `splat_kernel` or by `splat_torch`). `splat_exact`
-has the same sums frequency by frequency. Images are periodic, as everywhere in `physics`; the Nyquist samples of an even box stand for both signs and are zero. CTFs get no gradient.
+cropped and multiplied once (`splat_transform`, by the kernel of `splat_kernel` or by `splat_torch`). `splat_exact` has
+the same sums frequency by frequency. Images are periodic, as everywhere in `physics`; the Nyquist samples of an even box
+stand for both signs and are zero. CTFs get no gradient.
 """
 
 from __future__ import annotations
