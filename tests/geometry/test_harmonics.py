@@ -13,7 +13,7 @@ from scipy import special
 from cryorbit.errors import BadInput
 from cryorbit.geometry import harmonics as h
 from cryorbit.geometry.conventions import in_plane_rotation
-from cryorbit.geometry.rotations import random_rotations
+from cryorbit.geometry.rotations import euler_to_matrix, random_rotations
 from laws import ROUND_OFF, rotations
 
 L_MAX = 24
@@ -30,6 +30,16 @@ def _directions(n: int) -> torch.Tensor:
     return torch.cat(
         [v / v.norm(dim=1, keepdim=True), torch.eye(3, dtype=torch.float64), -torch.eye(3).double()]
     )
+
+
+@pytest.mark.parametrize("beta", [1e-12, 1e-9, 1e-6, 1e-3, math.pi - 1e-6, math.pi - 1e-10])
+def test_angles_near_a_pole_keep_the_rotation(beta):
+    """Alpha and gamma lose digits there one by one, together they must not."""
+    true = torch.tensor([1.1, beta, -2.3], dtype=torch.float64)
+    rotation = euler_to_matrix(true.rad2deg())
+    alpha, found, gamma = h.zyz_angles(rotation)
+    again = euler_to_matrix(torch.stack((alpha, found, gamma)).rad2deg())
+    _close(again, rotation)
 
 
 @given(rotations(), rotations())

@@ -108,8 +108,12 @@ def zyz_angles(
     sine = torch.hypot(r[..., 2, 0], r[..., 2, 1])
     pole = sine < 1e-14
     beta = torch.atan2(sine, r[..., 2, 2])
-    gamma = torch.atan2(r[..., 2, 1], -r[..., 2, 0]).masked_fill(pole, 0.0)
     alpha = torch.atan2(r[..., 1, 2], r[..., 0, 2])
+    # Near a pole alpha and gamma lose digits one by one, but alpha + gamma (there beta = 0) or alpha - gamma (beta = pi)
+    # does not: gamma makes up for alpha's error.
+    together = torch.atan2(r[..., 1, 0] - r[..., 0, 1], r[..., 0, 0] + r[..., 1, 1])
+    apart = torch.atan2(-(r[..., 1, 0] + r[..., 0, 1]), r[..., 1, 1] - r[..., 0, 0])
+    gamma = torch.where(r[..., 2, 2] > 0, together - alpha, alpha - apart).masked_fill(pole, 0.0)
     # At a pole only a sum or a difference is defined: it all goes to alpha.
     at_pole = torch.atan2(r[..., 1, 0], r[..., 1, 1])
     return torch.where(pole, at_pole, alpha), beta, gamma
