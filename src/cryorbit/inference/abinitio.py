@@ -359,6 +359,7 @@ class _Run:
             self._mask(lattice),
             radius=min(reach, lattice.n // 2 - 1),
             joined_radius=0.6 * self.plan.last_radius,
+            team=self.team,
         )
 
     def _refine(self, state: dict[str, Any]) -> Iterator[Progress]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from cryorbit.inference.engine import Workers
 from cryorbit.inference.lattice import Lattice, Sums
 
 
@@ -38,6 +39,7 @@ def solve_halves(
     *,
     radius: int,
     joined_radius: float,
+    team: Workers | None = None,
 ) -> HalfMaps:
     """Half maps by weighted least squares, then a Wiener filter from their own correlation.
 
@@ -50,28 +52,35 @@ def solve_halves(
     joined_radius
         Below this radius the two halves share their sums, so that they stay in register; their correlation says
         nothing there.
+    team
+        Works on the two halves at a time.
     """
-    sums = [Sums.of(lattice, r) for r in raw]
+    team = team or Workers(None, 1)
+    sums = team.map(lambda r: Sums.of(lattice, r), raw)
     n_shells = radius + 1
-    weights = [lattice.shell_mean(s.weight, n_shells) for s in sums]
-    plain = [
-        lattice.to_map(s.solve(1e-3 * w + 1e-20, radius=radius)) for s, w in zip(sums, weights, strict=True)
-    ]
+    weights = team.map(lambda s: lattice.shell_mean(s.weight, n_shells), sums)
+
+    def unfiltered(half: int) -> Float[Tensor, "n n n"]:
+        return lattice.to_map(sums[half].solve(1e-3 * weights[half] + 1e-20, radius=radius))
+
+    plain = team.map(unfiltered, (0, 1))
     correlation = shell_correlation(plain[0] * mask, plain[1] * mask, n_shells)
     usable = correlation.clamp(0.005, 0.999)
     shared = lattice.shells() <= joined_radius
     numerator = 0.5 * (sums[0].numerator + sums[1].numerator)
     weight = 0.5 * (sums[0].weight + sums[1].weight)
-    regularised = []
-    for s, w in zip(sums, weights, strict=True):
+
+    def regularised(half: int) -> tuple[Tensor, Tensor]:
+        s, w = sums[half], weights[half]
         joined = Sums(
             lattice, torch.where(shared, numerator, s.numerator), torch.where(shared, weight, s.weight)
         )
-        filtered = joined.solve(w * (1 - usable) / usable, radius=radius)
-        regularised.append(lattice.to_map(filtered) * mask)
-    first, second = regularised
-    halves = (lattice.to_half(first), lattice.to_half(second))
-    return HalfMaps(lattice, halves, (plain[0], plain[1]), (first, second), correlation)
+        values = lattice.to_map(joined.solve(w * (1 - usable) / usable, radius=radius)) * mask
+        return values, lattice.to_half(values)
+
+    (first, first_half), (second, second_half) = team.map(regularised, (0, 1))
+    maps = (plain[0], plain[1])
+    return HalfMaps(lattice, (first_half, second_half), maps, (first, second), correlation)
 
 
 def shell_correlation(

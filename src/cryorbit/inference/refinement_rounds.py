@@ -57,6 +57,8 @@ class RefinementRounds:
         self.own_halves = has_half_sets(stack)
         self.halves = half_sets(stack, generator=generator)
         self.model = ParticleModel.of(self.observed, self.halves)
+        self._solved: tuple[int, HalfMaps] | None = None
+        """Maps of the last sweep, and the round that compares with them."""
         self.plan = RefinementPlan.of(self.observed, settings, group_order=len(self.group))
 
     def go(self, state: dict[str, Any]) -> Iterator[Progress]:
@@ -110,7 +112,7 @@ class RefinementRounds:
         lattice = self._lattice(reach)
         mask = support(lattice, self.observed)
         radius = min(reach, lattice.n // 2 - 1)
-        return solve_halves((raw0, raw1), lattice, mask, radius=radius, joined_radius=0.0)
+        return solve_halves((raw0, raw1), lattice, mask, radius=radius, joined_radius=0.0, team=self.team)
 
     def _maps_of(self, state: dict[str, Any]) -> HalfMaps | None:
         """What the images of this round are compared with; None in round 0, which only adds images at given poses."""
@@ -118,7 +120,10 @@ class RefinementRounds:
             return None
         if "last0" not in state:
             return self._start_maps()
-        maps = self._solve(state["last0"], state["last1"], state["last_reach"])
+        current, maps = self._solved or (None, None)
+        self._solved = None
+        if maps is None or current != state["round"]:  # a run that goes on from a checkpoint
+            maps = self._solve(state["last0"], state["last1"], state["last_reach"])
         if state["round"] == 1 and not self.own_halves:
             return below(maps, self.plan.start_radius, self.observed)
         return maps
@@ -262,7 +267,9 @@ class RefinementRounds:
     def _learn(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int) -> None:
         """After a sweep: the radius the halves support, what the images are like, and whether anything still moves."""
         radius, current = state["radius"], state["round"]
-        supported = self._solve(state["raw0"], state["raw1"], reach).radius_at(GROW_ABOVE)
+        solved = self._solve(state["raw0"], state["raw1"], reach)
+        self._solved = (current + 1, solved)
+        supported = solved.radius_at(GROW_ABOVE)
         supported = min(max(supported, self.plan.least), self.plan.limit, reach)
         still = False
         if maps is None:
