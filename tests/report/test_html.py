@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -151,7 +151,8 @@ def test_gold_standard_is_said_only_where_it_holds(monkeypatch):
     halves = (a_map(2), a_map(3))
     common = ReportData(map=a_map(), settings={}, half_maps=halves)
     apart = ReportData(map=a_map(), settings={}, half_maps=halves, gold_standard=True)
-    assert "never shared a map" in render_html(apart)
+    assert "what those had shared before" in render_html(apart)
+    assert "low-passed at 30 Å, and nothing afterwards" in render_html(replace(apart, shared_to_A=30.0))
     assert "not gold standard" not in render_html(apart)
     assert "not gold standard" in render_html(common)
 

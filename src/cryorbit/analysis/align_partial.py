@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from cryorbit.analysis.align_refine import Motion
-from cryorbit.analysis.align_search import Candidates, best_translation, ranked, spread_rotations
+from cryorbit.analysis.align_search import Candidates, best_translation, ranked
 from cryorbit.analysis.masks import automatic_mask, density_level
 from cryorbit.analysis.spectrum import Spectrum, half_ball
 from cryorbit.data import Volume
 from cryorbit.errors import BadInput
 from cryorbit.fourier.grid import index_grid, pixel_grid
 from cryorbit.fourier.resample import fourier_pad
+from cryorbit.geometry.directions import super_fibonacci
 from cryorbit.geometry.rotations import rotvec_to_matrix
 
 FIELD_KMAX = 10
@@ -68,7 +69,7 @@ def search_fields(moving: Volume, reference: Volume, *, n_rotations: int = 720) 
     target, whole = Spectrum.of_fields(ours).sample(q), spectrum.sample(q)
     norm = 2.0 * (target.abs().square().sum() * whole.abs().square().sum()).sqrt().clamp_min(1e-30)
     size = 3 * kmax + kmax % 2
-    rotations = spread_rotations(n_rotations).to(ours)
+    rotations = super_fibonacci(n_rotations).to(ours)
     score, shift = [], []
     for some in rotations.split(_BATCH):
         values = spectrum.sample(q @ some.mT)

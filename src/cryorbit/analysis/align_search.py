@@ -12,6 +12,7 @@ from torch import Tensor
 from cryorbit.analysis.harmonics import SphereGrid, correlate_over_rotations, rotations_at
 from cryorbit.analysis.spectrum import Spectrum, at_grid, half_ball
 from cryorbit.data import Volume
+from cryorbit.geometry.directions import super_fibonacci
 
 COARSE_KMAX = 8
 """Shells used while every translation is tried: 30 degree steps still overlap there."""
@@ -34,21 +35,6 @@ class Candidates:
     score: Float[Tensor, "k"]
 
 
-def spread_rotations(n: int) -> Float[Tensor, "n 3 3"]:
-    """Rotations spread evenly over SO(3): the super-Fibonacci spiral of Alexa (CVPR 2022)."""
-    s = torch.arange(n, dtype=torch.float64) + 0.5
-    r, big = (s / n).sqrt(), (1.0 - s / n).sqrt()
-    alpha = 2.0 * math.pi * s / math.sqrt(2.0)
-    beta = 2.0 * math.pi * s / 1.533751168755204288118041413
-    x, y, z, w = r * alpha.sin(), r * alpha.cos(), big * beta.sin(), big * beta.cos()
-    rows = [
-        *(1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
-        *(2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
-        *(2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
-    ]
-    return torch.stack(rows, -1).reshape(n, 3, 3)
-
-
 def shell_rms(
     values: Complex[Tensor, "p"], shell: Int[Tensor, "p"], *, shells: int
 ) -> Float[Tensor, "shells"]:
@@ -66,7 +52,7 @@ def search_translations(
     """Every translation for each of `n_rotations` rotations, on the whitened half ball |k| <= kmax."""
     points = half_ball(kmin=1.0, kmax=kmax, device=reference.values.device)
     shell = (points.double().norm(dim=-1) + 0.5).floor().long()
-    rotations = spread_rotations(n_rotations).to(reference.values)
+    rotations = super_fibonacci(n_rotations).to(reference.values)
     target = at_grid(reference, points)
     target = target / shell_rms(target, shell, shells=kmax + 2)[shell].to(target.real.dtype)
     size = 4 * kmax

@@ -13,8 +13,9 @@ import tyro
 from cryorbit.analysis.align import Mode
 from cryorbit.cli.config import Flat
 from cryorbit.cli.fsc import finite
-from cryorbit.cli.map_files import MapOptions, on_grid_of, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapOptions, on_grid_of, read_any, write_any
 from cryorbit.cli.options import ConfigOptions, set_threads
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 from cryorbit.errors import BadInput
 
@@ -97,8 +98,8 @@ def is_model(path: Path) -> bool:
 
 
 def _refuse(settings: Settings) -> None:
-    refuse_existing(settings.out, settings.files)
-    refuse_existing(settings.out_model, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
+    refuse_existing(settings.out_model, overwrite=settings.files.overwrite)
     given = settings.model is not None or is_model(settings.moving)
     if settings.out_model is not None and not given:
         raise BadInput("--out-model: no model was given. Add --model, or give a model as MOVING.")

@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.errors import BadInput
 
 
@@ -34,7 +35,7 @@ def run(settings: Settings) -> int:
     if len(settings.box) not in (1, 3) or min(settings.box) < 1:
         given = " ".join(str(n) for n in settings.box)
         raise BadInput(f"--box {given}: wanted one positive number, or three (x y z).")
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     volume, _ = read_any(settings.map, settings.files)
     x, y, z = settings.box if len(settings.box) == 3 else settings.box * 3
     write_any(settings.out, crop_map(volume, box=max(x, y, z)), (z, y, x))

@@ -15,10 +15,10 @@ from cryorbit.cli.map_files import (
     OutMap,
     on_grid_of,
     read_any,
-    refuse_existing,
     write_any,
 )
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 
 
@@ -47,7 +47,7 @@ def run(settings: Settings) -> int:
     from cryorbit.analysis.align import align_map
     from cryorbit.analysis.map_tools import difference_map
 
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     a, shape = read_any(settings.map_a, settings.files)
     b, _ = read_any(settings.map_b, settings.files)
     if settings.align:

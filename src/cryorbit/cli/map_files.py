@@ -33,18 +33,6 @@ class MapOptions:
     """Replace the output if it is there."""
 
 
-def refuse_existing(path: Path | None, options: MapOptions) -> None:
-    """Raise before any work if the output is there and may not be replaced.
-
-    Raises
-    ------
-    BadInput
-        Naming it.
-    """
-    if path is not None and path.exists() and not options.overwrite:
-        raise BadInput(f"{path}: is there already. Choose another name, or give --overwrite.")
-
-
 def read_any(path: Path, options: MapOptions | None = None) -> tuple[Volume, Shape]:
     """A map as a cube, zeros around what is none, and its own voxels along z, y, x.
 

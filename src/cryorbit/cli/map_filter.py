@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.errors import BadInput
 
 
@@ -42,7 +43,7 @@ def run(settings: Settings) -> int:
         raise BadInput(
             f"map filter: --high-pass-A {high} is finer than --low-pass-A {low}: nothing would remain."
         )
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     volume, shape = read_any(settings.map, settings.files)
     result = filter_map(volume, low_pass_A=low, high_pass_A=high, b_factor_A2=b)
     write_any(settings.out, result, shape)

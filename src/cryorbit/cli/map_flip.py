@@ -9,8 +9,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 from cryorbit.cli.reading import ReadOptions, read
 from cryorbit.errors import BadInput
@@ -39,8 +40,8 @@ def run(settings: Settings) -> int:
 
     if (settings.particles is None) != (settings.out_particles is None):
         raise BadInput("--particles and --out-particles go together: give both, or neither.")
-    refuse_existing(settings.out, settings.files)
-    refuse_existing(settings.out_particles, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
+    refuse_existing(settings.out_particles, overwrite=settings.files.overwrite)
     volume, shape = read_any(settings.map, settings.files)
     if settings.particles is not None and settings.out_particles is not None:
         flip_poses(settings.particles, settings.out_particles, settings.reading)

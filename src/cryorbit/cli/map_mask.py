@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 
 
@@ -39,7 +40,7 @@ def run(settings: Settings) -> int:
     """Make and write the mask."""
     from cryorbit.analysis.masks import automatic_mask, spherical_mask
 
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     volume, shape = read_any(settings.map, settings.files)
     if settings.sphere_radius_A is not None:
         mask = spherical_mask(volume, radius_A=settings.sphere_radius_A, edge_A=settings.soft_edge_A)

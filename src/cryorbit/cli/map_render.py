@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, read_any, refuse_existing
+from cryorbit.cli.map_files import MapFile, MapOptions, read_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 from cryorbit.errors import BadInput
 
@@ -43,7 +44,7 @@ def run(settings: Settings) -> int:
     from cryorbit.io.atomic import atomic_path
     from cryorbit.report.render import surface_png
 
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     if settings.out.suffix.lower() != ".png":
         raise BadInput(f"{settings.out}: only PNG is written. Give a name that ends in .png.")
     if not settings.views or settings.width_px < 100:

@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ def run(settings: Settings) -> int:
     """Resample and write."""
     from cryorbit.analysis.map_tools import resample_map
 
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     volume, shape = read_any(settings.map, settings.files)
     result = resample_map(volume, box=settings.box, pixel_size_A=settings.pixel_size_A)
     if settings.box is None and len(set(shape)) > 1:

@@ -8,8 +8,9 @@ from typing import Annotated
 import tyro
 
 from cryorbit.cli.config import Flat
-from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, refuse_existing, write_any
+from cryorbit.cli.map_files import MapFile, MapOptions, OutMap, read_any, write_any
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 
 
@@ -32,7 +33,7 @@ def run(settings: Settings) -> int:
     from cryorbit.analysis.fsc import fourier_shell_correlation
     from cryorbit.analysis.map_tools import symmetrise_map
 
-    refuse_existing(settings.out, settings.files)
+    refuse_existing(settings.out, overwrite=settings.files.overwrite)
     volume, shape = read_any(settings.map, settings.files)
     result = symmetrise_map(volume, symmetry=settings.symmetry)
     write_any(settings.out, result, shape)

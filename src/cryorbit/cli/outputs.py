@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryorbit.errors import BadFile
+from cryorbit.errors import BadFile, BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,18 @@ def fsc_table(curves: dict[str, ShellCorrelation]) -> pd.DataFrame:
             **{_RELION_NAMES[key]: curve.correlation.tolist() for key, curve in curves.items()},
         }
     )
+
+
+def refuse_existing(path: Path | None, *, overwrite: bool) -> None:
+    """Raise before any work if the output is there and may not be replaced.
+
+    Raises
+    ------
+    BadInput
+        Naming it.
+    """
+    if path is not None and path.exists() and not overwrite:
+        raise BadInput(f"{path}: is there already. Choose another name, or give --overwrite.")
 
 
 def write_fsc(path: Path, curves: dict[str, ShellCorrelation], *, name: str = "fsc") -> None:

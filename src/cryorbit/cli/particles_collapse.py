@@ -9,7 +9,8 @@ import tyro
 
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ConfigOptions
-from cryorbit.cli.particles_expand import OutFile, refuse_existing
+from cryorbit.cli.outputs import refuse_existing
+from cryorbit.cli.particles_expand import OutFile
 from cryorbit.cli.progress import say
 from cryorbit.cli.reading import ParticlesFile, ReadOptions, read
 

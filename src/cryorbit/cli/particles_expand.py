@@ -10,6 +10,7 @@ import tyro
 
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ConfigOptions
+from cryorbit.cli.outputs import refuse_existing
 from cryorbit.cli.progress import say
 from cryorbit.cli.reading import ParticlesFile, ReadOptions, read
 from cryorbit.errors import BadInput
@@ -32,18 +33,6 @@ class Settings:
     """Replace OUT if it is there."""
     reading: Annotated[ReadOptions, Flat] = field(default_factory=ReadOptions)
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
-
-
-def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raise if the file is there and was not given up.
-
-    Raises
-    ------
-    BadInput
-        Naming it.
-    """
-    if out.exists() and not overwrite:
-        raise BadInput(f"{out}: is there already. Choose another name, or give --overwrite.")
 
 
 def run(settings: Settings) -> int:

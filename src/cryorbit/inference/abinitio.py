@@ -32,7 +32,7 @@ from cryorbit.inference.memory import free_bytes, require_memory
 from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
 from cryorbit.inference.ranks import Deal, Ranks, even_count
 from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
-from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
+from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,14 +282,6 @@ class _Run:
     def _lattice(self, radius: int) -> Lattice:
         return Lattice(min(2 * (radius + 2), self.stack.box + self.stack.box % 2))
 
-    def _blocks(self, n_blocks: int) -> tuple[Tensor, ...]:
-        """Blocks of rows with the two halves balanced in each."""
-        order = torch.argsort(self.halves, stable=True)
-        n0 = int((self.halves == 0).sum())
-        first, second = order[:n0], order[n0:]
-        pairs = zip(first.tensor_split(n_blocks), second.tensor_split(n_blocks), strict=True)
-        return tuple(torch.cat(pair) for pair in pairs)
-
     def _mask(self, lattice: Lattice) -> Tensor:
         radius = self.plan.mask_room * self.observed.particle_radius_px
         return support_mask(lattice.n, radius * lattice.n / self.observed.box)
@@ -310,7 +302,7 @@ class _Run:
             state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros()}
             n_blocks = max(1, len(self.stack) // (256 * max(self.team.count, 2)))
             state["blocks"] = even_count(n_blocks, self.team.ranks)
-        blocks = self._blocks(state["blocks"])
+        blocks = balanced_blocks(self.halves, state["blocks"])
         raw = (state["raw0"], state["raw1"])
         deal = Deal(
             self.team.ranks,

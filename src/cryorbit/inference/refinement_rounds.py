@@ -27,7 +27,7 @@ from cryorbit.inference.refinement_plan import RefinementPlan
 from cryorbit.inference.refinement_search import Searches
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
-from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
+from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block
 from cryorbit.inference.start_maps import below, start_maps, support
 
 GROW_ABOVE = 0.143
@@ -178,13 +178,6 @@ class RefinementRounds:
         state |= {"looked_twice": True, "block": 0}
         del state["doubtful"]
 
-    def _blocks(self, n_blocks: int) -> tuple[Tensor, ...]:
-        """Blocks of rows with the two halves balanced in each."""
-        order = torch.argsort(self.halves, stable=True)
-        n0 = int((self.halves == 0).sum())
-        pairs = zip(order[:n0].tensor_split(n_blocks), order[n0:].tensor_split(n_blocks), strict=True)
-        return tuple(torch.cat(pair) for pair in pairs)
-
     def _sweep(
         self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int
     ) -> Iterator[Progress]:
@@ -194,7 +187,7 @@ class RefinementRounds:
             state |= {"raw0": lattice.zeros(), "raw1": lattice.zeros(), "before": poses.rotation.clone()}
             n_blocks = max(1, len(self.stack) // (256 * max(self.team.count, 2)))
             state["blocks"] = even_count(n_blocks, self.team.ranks)
-        blocks = self._blocks(state["blocks"])
+        blocks = balanced_blocks(self.halves, state["blocks"])
         raw = (state["raw0"], state["raw1"])
         label = "maps of given poses" if not current else f"round {current}" if maps else "final half maps"
         motion = SmallMotion.none()

@@ -87,6 +87,14 @@ class PoseTable:
         return cls(**{name.removeprefix("pose_"): v for name, v in state.items() if name.startswith("pose_")})
 
 
+def balanced_blocks(halves: Int[Tensor, "n"], count: int) -> tuple[Int[Tensor, "b"], ...]:
+    """All rows in `count` blocks, the two halves (0 and 1) balanced in each."""
+    order = torch.argsort(halves, stable=True)
+    first, second = order[: int((halves == 0).sum())], order[int((halves == 0).sum()) :]
+    pairs = zip(first.tensor_split(count), second.tensor_split(count), strict=True)
+    return tuple(torch.cat(pair) for pair in pairs)
+
+
 def refine_block(
     observed: Observations,
     poses: PoseTable,

@@ -20,7 +20,10 @@ class Claim:
 def apart(data: ReportData) -> str:
     """Since when the halves of a gold standard have been apart."""
     if data.shared_to_A is None:
-        return "Each half started from its own images at poses that came with half sets; they never shared a map."
+        return (
+            "The halves were kept apart in this refinement. Their first poses came with the particles: what those had "
+            "shared before (after `abinitio`, its first map of all images) they share still; beyond it they are independent."
+        )
     start = f"low-passed at {data.shared_to_A:.0f} Å"
     return f"What the halves share is the reference that both started from, {start}, and nothing afterwards."
 
@@ -33,7 +36,7 @@ def claims(data: ReportData) -> list[Claim]:
             Claim(
                 "Half-map FSC",
                 "gold standard" if data.gold_standard else "not gold standard",
-                f"{apart(data)} The resolution at 0.143 may be quoted."
+                f"{apart(data)} A resolution at 0.143 beyond that may be quoted."
                 if data.gold_standard
                 else "The two half maps hold different particles, but their poses come from common maps. Do "
                 "not quote "
