@@ -105,3 +105,16 @@ def test_large_real_models(data_dir):
     assert len(read_atoms(data_dir / "structures" / "complexes" / "4v5a_copy1.cif.gz")) > 140_000
     ferritin = data_dir / "structures" / "proteins" / "4oyn.pdb.gz"
     assert len(read_atoms(ferritin, assembly="1")) == 24 * len(read_atoms(ferritin))
+
+
+def test_names_of_molecular_dynamics_are_read_as_the_elements_they_mean(tmp_path):
+    """Without an element column and one column early, CA of an amino acid is carbon, not calcium; an ion stays one."""
+    lines = [
+        f"ATOM  {i + 1:5d} {name:<4s} {residue:<4s} {i + 1:4d}    {i:8.3f}{0:8.3f}{0:8.3f}  1.00  0.00      4AKE"
+        for i, (name, residue) in enumerate(
+            [("CA", "MET"), ("HB1", "MET"), ("HG", "SER"), ("ND1", "HSD"), ("SG", "CYS"), ("OE1", "GLU"), ("CA", "CA")]
+        )
+    ]
+    path = tmp_path / "frames.pdb"
+    path.write_text("\n".join(lines) + "\nEND\n")
+    assert read_atoms(path).atomic_number.tolist() == [6, 1, 1, 7, 16, 8, 20]

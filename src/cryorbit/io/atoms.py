@@ -21,6 +21,8 @@ _FORMATS = {
     ".cif": gemmi.CoorFormat.Mmcif,
     ".mmcif": gemmi.CoorFormat.Mmcif,
 }
+_OF_PROTEINS = (1, 6, 7, 8, 16)
+_MD_RESIDUES = ("HSD", "HSE", "HSP", "HID", "HIE", "HIP", "CYX")
 
 
 def read_atoms(
@@ -182,6 +184,21 @@ def _read_structure(path: str | os.PathLike[str]) -> gemmi.Structure:
     return structure
 
 
+def _element(atom: gemmi.Atom, residue: str) -> int:
+    """Atomic number; in a standard amino acid that of the name's first letter, where the file's own cannot be.
+
+    Files of molecular dynamics state no element and begin the name one column early, so that by the rules of the
+    format "CA  " is calcium and "HG  " mercury.
+    """
+    number = atom.element.atomic_number
+    if number in _OF_PROTEINS:
+        return number
+    known = gemmi.find_tabulated_residue(residue)
+    standard = residue in _MD_RESIDUES or (known.is_amino_acid() and known.is_standard())
+    letter = atom.name.lstrip("0123456789'")[:1]
+    return gemmi.Element(letter).atomic_number if standard and letter in tuple("HCNOS") else number
+
+
 def _to_atoms(model: gemmi.Model, *, keep_waters: bool) -> Atoms:
     rows = []
     names: dict[str, str] = {}
@@ -194,7 +211,7 @@ def _to_atoms(model: gemmi.Model, *, keep_waters: bool) -> Atoms:
             for atom in residue:
                 x, y, z = atom.pos.tolist()
                 name = names.setdefault(atom.name, atom.name)
-                element = atom.element.atomic_number
+                element = _element(atom, residue.name)
                 rows.append((x, y, z, element, atom.b_iso, atom.occ, chain.name, label, name, number))
     columns = list(zip(*rows, strict=True)) or [()] * 10
     position = np.array(columns[:3], np.float32).T.reshape(-1, 3)
