@@ -40,7 +40,7 @@ def read_dcd(path: str | os.PathLike[str]) -> Float[Tensor, "frames atoms 3"]:
             raise BadFile(f"{path}: the DCD header is cut short ({error}). Copy the file again.") from error
         if header[9] != 0:
             raise BadFile(f"{path}: {header[9]} atoms are fixed and stand in the first frame only. Unfix them.")
-        frames = _frames(file, atoms, has_cell=header[11] != 0, order=order)
+        frames = _frames(file, atoms, has_cell=bool(header[11]), order=order)
     if not frames:
         raise BadFile(f"{path}: no whole frame in it. Copy the file again.")
     return torch.from_numpy(np.stack(frames))
