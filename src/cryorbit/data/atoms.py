@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryorbit.errors import BadInput
+
+_LABELS = ("chain", "residue_name", "atom_name", "residue_number")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,3 +48,15 @@ class Atoms:
 
     def __len__(self) -> int:
         return self.position_A.shape[0]
+
+    def select(self, rows: Int[Tensor, "m"] | Bool[Tensor, "n"]) -> Atoms:
+        """The atoms at `rows`, or where a mask is true, in that order, with their labels."""
+        index = rows.cpu().numpy()
+        labels = {name: getattr(self, name) for name in _LABELS}
+        return Atoms(
+            self.position_A[rows],
+            self.atomic_number[rows],
+            self.b_factor_A2[rows],
+            self.occupancy[rows],
+            **{name: None if label is None else label[index] for name, label in labels.items()},
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ def read_dcd(path: str | os.PathLike[str]) -> Float[Tensor, "frames atoms 3"]:
     if not Path(path).is_file():
         raise BadFile(f"{path}: no such file. Give the path of a .dcd trajectory.")
     order = _byte_order(path)
-    with FortranFile(path, "r", header_dtype=np.dtype(f"{order}u4")) as file:
+    marker: Any = np.dtype(f"{order}u4")
+    with FortranFile(path, "r", header_dtype=marker) as file:
         try:
             header = file.read_record(np.dtype(f"{order}i4"))
             file.read_record(np.dtype(np.uint8))
@@ -39,7 +41,9 @@ def read_dcd(path: str | os.PathLike[str]) -> Float[Tensor, "frames atoms 3"]:
         except (FortranEOFError, FortranFormattingError, ValueError) as error:
             raise BadFile(f"{path}: the DCD header is cut short ({error}). Copy the file again.") from error
         if header[9] != 0:
-            raise BadFile(f"{path}: {header[9]} atoms are fixed and stand in the first frame only. Unfix them.")
+            raise BadFile(
+                f"{path}: {header[9]} atoms are fixed and stand in the first frame only. Unfix them."
+            )
         frames = _frames(file, atoms, has_cell=bool(header[11]), order=order)
     if not frames:
         raise BadFile(f"{path}: no whole frame in it. Copy the file again.")
