@@ -112,7 +112,15 @@ def test_names_of_molecular_dynamics_are_read_as_the_elements_they_mean(tmp_path
     lines = [
         f"ATOM  {i + 1:5d} {name:<4s} {residue:<4s} {i + 1:4d}    {i:8.3f}{0:8.3f}{0:8.3f}  1.00  0.00      4AKE"
         for i, (name, residue) in enumerate(
-            [("CA", "MET"), ("HB1", "MET"), ("HG", "SER"), ("ND1", "HSD"), ("SG", "CYS"), ("OE1", "GLU"), ("CA", "CA")]
+            [
+                ("CA", "MET"),
+                ("HB1", "MET"),
+                ("HG", "SER"),
+                ("ND1", "HSD"),
+                ("SG", "CYS"),
+                ("OE1", "GLU"),
+                ("CA", "CA"),
+            ]
         )
     ]
     path = tmp_path / "frames.pdb"
