@@ -33,9 +33,7 @@ def test_every_map_is_read_as_if_it_were_alone(box):
     values = lattice.stencil(points).read(lattice.rows(maps))
     for i, one in enumerate(maps):
         alone = torch.view_as_real(gather(prepare(Volume(one, 1.0)).half, points))
-        torch.testing.assert_close(
-            values[..., i], alone, atol=SINGLE * float(alone.abs().max()), rtol=0
-        )
+        torch.testing.assert_close(values[..., i], alone, atol=SINGLE * float(alone.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("box", [14, 15])

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryorbit.data import Volume
@@ -29,6 +29,8 @@ from cryorbit.physics.map_family import MapLattice
 from cryorbit.physics.project import prepare
 
 _SOLVER_STEPS = 4
+_CHUNK = 1 << 14
+"""Samples of slices handled at a time."""
 _LEAST_SHARE = 1e-3
 """Ridge without a prior, and density of points that no image saw, over the mean of their shell."""
 
@@ -69,7 +71,7 @@ def expect(
             gain += value
             means.append(mean)
             covariances.append(covariance)
-            if gradient is not None:
+            if gradient is not None and slope is not None:
                 gradient += slope
     return Expectation(gain, torch.cat(means), torch.cat(covariances), gradient)
 
@@ -78,28 +80,42 @@ def _batch(
     images: LinearImages, rows: Tensor, batch: int, with_gradient: bool
 ) -> tuple[float, Tensor, Tensor, Tensor | None]:
     data, ctf = images.disks(batch)
-    stencil = images.stencil(batch)
-    n, p = ctf.shape
-    slices = stencil.read(rows).view(n, p, 2, -1)
-    slices *= ctf[..., None, None]
-    flat, x = slices.view(n, 2 * p, -1), data.reshape(n, 2 * p, 1)
+    stencil, (n, p) = images.stencil(batch), ctf.shape
+    values = rows.new_empty((n, 2 * p, rows.shape[1] // 2)) if with_gradient else None
+    found = []
+    # A few at a time, so that what lies between two steps stays in the processor's cache.
+    for part in torch.arange(n).split(max(1, _CHUNK // p)):
+        few = slice(int(part[0]), int(part[-1]) + 1)
+        slices = stencil.part(slice(few.start * p, few.stop * p)).read(rows).view(len(part), p, -1)
+        slices *= ctf[few, :, None]
+        x, flat = data[few].reshape(len(part), 2 * p, 1), slices.view(len(part), 2 * p, -1)
+        gain, mean, covariance = _posterior(x, flat)
+        found.append((gain, mean, covariance))
+        if values is not None:
+            _expected_gradient(x, flat, mean, covariance, out=values[few])
+            values[few].view(len(part), p, -1).mul_(ctf[few, :, None])
+    gain, mean, covariance = (torch.cat(column) for column in zip(*found, strict=True))
+    slope = None if values is None else stencil.add(values.view(n * p, 2, -1))
+    return float(gain.sum()), mean.float(), covariance.float(), slope
+
+
+def _posterior(x: Float[Tensor, "b p 1"], flat: Float[Tensor, "b p c"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log marginal likelihood over that of noise, posterior mean and covariance of each image's latents."""
     gram = torch.bmm(flat.transpose(1, 2), flat).double()
     match = torch.bmm(flat.transpose(1, 2), x)[..., 0].double()
     root = torch.linalg.cholesky(gram[:, 1:, 1:] + torch.eye(gram.shape[1] - 1, dtype=gram.dtype))
     residual = match[:, 1:] - gram[:, 1:, 0]
     mean = torch.cholesky_solve(residual[..., None], root)[..., 0]
-    covariance = torch.cholesky_inverse(root)
     gain = match[:, 0] - 0.5 * gram[:, 0, 0] + 0.5 * (residual * mean).sum(1)
-    gain = gain - root.diagonal(dim1=1, dim2=2).log().sum(1)
-    slope = None
-    if with_gradient:
-        y = torch.cat((mean.new_ones(n, 1), mean), 1)
-        square = y[:, :, None] * y[:, None, :]
-        square[:, 1:, 1:] += covariance
-        values = torch.baddbmm(x * y[:, None].float(), flat, square.float(), alpha=-1)
-        values.view(n, p, 2, -1).mul_(ctf[..., None, None])
-        slope = stencil.add(values.view(n * p, 2, -1))
-    return float(gain.sum()), mean.float(), covariance.float(), slope
+    return gain - root.diagonal(dim1=1, dim2=2).log().sum(1), mean, torch.cholesky_inverse(root)
+
+
+def _expected_gradient(x: Tensor, flat: Tensor, mean: Tensor, covariance: Tensor, *, out: Tensor) -> None:
+    """E[(x - flat y) y^T] with y = (1, z): the likelihood's gradient with respect to each slice."""
+    y = torch.cat((mean.new_ones(len(mean), 1), mean), 1)
+    square = y[:, :, None] * y[:, None, :]
+    square[:, 1:, 1:] += covariance
+    torch.baddbmm(x * y[:, None].float(), flat, square.float(), alpha=-1, out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +165,9 @@ class Problem:
         """Minus the logarithm of the prior of the maps, up to a constant."""
         total = 0.0
         for i, values in enumerate(maps):
-            size = prepare(Volume(values, 1.0)).half.abs().square() * self._weights(self.ridge(_row(power, i)))
+            size = prepare(Volume(values, 1.0)).half.abs().square() * self._weights(
+                self.ridge(_row(power, i))
+            )
             total += 0.5 * float(size.double().sum())
         return total
 
@@ -168,10 +186,14 @@ class Problem:
         smooth = torch.nn.functional.avg_pool1d(
             torch.nn.functional.pad(found[:, None], (1, 1), mode="replicate"), 3, stride=1
         )[:, 0]
-        return torch.nn.functional.pad(smooth, (0, 1), mode="replicate") if n // 2 + 2 > smooth.shape[1] else smooth
+        return (
+            torch.nn.functional.pad(smooth, (0, 1), mode="replicate")
+            if n // 2 + 2 > smooth.shape[1]
+            else smooth
+        )
 
     def step(
-        self, right: Float[Tensor, "p p h"], power: Float[Tensor, "shells"] | None
+        self, right: Complex[Tensor, "p p h"], power: Float[Tensor, "shells"] | None
     ) -> Float[Tensor, "n n n"]:
         """Voxels d in the mask that minimise d^T H d / 2 - d^T right, by a few conjugate gradients from 0."""
         ridge = self.ridge(power)
@@ -232,7 +254,7 @@ def maximise(
 def principal(maps: Float[Tensor, "c n n n"]) -> tuple[Float[Tensor, "c n n n"], Float[Tensor, "k k"]]:
     """The same family with orthogonal components, the largest first, and W with z' = W z."""
     flat = maps[1:].flatten(1).double()
-    value, vector = torch.linalg.eigh(flat @ flat.T)
+    vector = torch.linalg.eigh(flat @ flat.T).eigenvectors
     turn = vector.flip(1).T
     turned = (turn @ flat).to(maps).view_as(maps[1:])
     return torch.cat((maps[:1], turned)), turn

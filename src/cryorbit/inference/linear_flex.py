@@ -90,9 +90,9 @@ def fit_linear(
     with workers(settings.threads) as team:
         while at.stage < len(run.radii):
             yield from run.refine(at, team)
-            at.stage, at.step, at.previous = at.stage + 1, 0, -math.inf
+            at.stage, at.step = at.stage + 1, 0
         result = run.finish(at, team)
-    last = {"log_likelihood": at.log_likelihood[-1], "rank": float(settings.rank)}
+    last = {"log_likelihood": result.log_likelihood[-1], "rank": float(settings.rank)}
     yield Progress("done", 1, 1, 1.0, last, vars(at), result)
 
 
@@ -132,6 +132,7 @@ class _Run:
         self.observed, self.settings = observed, settings
         self.mask = _mask_on_grid(observed, mask)
         self.reach_px = _reach_px(self.mask)
+        self._ready: tuple[int, LinearImages, Problem] | None = None
         most = largest_radius(observed)
         if settings.resolution_A is not None:
             wanted = observed.box * observed.pixel_size_A / settings.resolution_A
@@ -141,25 +142,23 @@ class _Run:
     def grid(self, stage: int) -> tuple[int, int]:
         """Voxels across the field of view at a stage, and across the maps."""
         box, radius = self.observed.box, self.radii[stage]
-        voxels = min(box, 2 * radius + 4)
-        return voxels, min(voxels, 2 * math.ceil(self.reach_px * voxels / box) + 2)
+        voxels = min(box, 2 * radius + 2)
+        # More than half, so that the highest frequency stays on the lattice.
+        edge = max(2 * math.ceil(self.reach_px * voxels / box), voxels // 2) + 2
+        return voxels, min(voxels, edge)
 
     def refine(self, at: _State, team: Workers) -> Iterator[Progress]:
         """E-M at one resolution."""
         steps = self.settings.iterations * (2 if at.stage == 0 else 1)
+        images, problem = self._setting(at.stage)
         voxels, edge = self.grid(at.stage)
-        images = LinearImages(
-            self.observed, radius=self.radii[at.stage], voxels=voxels, lattice=MapLattice(edge)
-        )
-        mask = box_crop(_resampled(self.mask, voxels), edge, ndim=3).clamp(0, 1)
-        last_shell = math.ceil(self.radii[at.stage] * edge / voxels)
-        problem = Problem(images.lattice, images.density(), mask, last_shell)
         if at.maps is None:
             at.maps = _start(images, problem, self.settings, team)
         elif at.voxels != voxels:
-            at.maps = box_crop(_regridded(at.maps, at.voxels, voxels), edge, ndim=3) * mask
+            at.maps = box_crop(_regridded(at.maps, at.voxels, voxels), edge, ndim=3) * problem.mask
         if at.step == 0:
-            at.goal, at.share, at.power = at.maps, 1.0, self._first_power(problem)
+            at.goal, at.share, at.previous = at.maps, 1.0, -math.inf
+            at.power = self._first_power(problem)
         at.voxels = voxels
         while at.step < steps and at.share >= _LEAST_STEP:
             self._iterate(at, images, problem, team)
@@ -173,9 +172,21 @@ class _Run:
                 dict(vars(at)),
             )
 
+    def _setting(self, stage: int) -> tuple[LinearImages, Problem]:
+        """Images and system of a stage, kept until the next one."""
+        if self._ready is None or self._ready[0] != stage:
+            voxels, edge = self.grid(stage)
+            radius, lattice = self.radii[stage], MapLattice(edge)
+            images = LinearImages(self.observed, radius=radius, voxels=voxels, lattice=lattice)
+            mask = box_crop(_resampled(self.mask, voxels), edge, ndim=3).clamp(0, 1)
+            problem = Problem(lattice, images.density(), mask, math.ceil(radius * edge / voxels))
+            self._ready = stage, images, problem
+        return self._ready[1:]
+
     def _iterate(self, at: _State, images: LinearImages, problem: Problem, team: Workers) -> None:
         """Measure the maps under trial; take them and make new ones, or try a smaller step."""
-        assert at.maps is not None and at.goal is not None  # set by refine
+        assert at.maps is not None
+        assert at.goal is not None
         straight = at.maps + at.share * (at.goal - at.maps)
         penalty = problem.penalty(straight, at.power)
         trial, _ = principal(straight)
@@ -208,12 +219,15 @@ class _Run:
         return 0.97 * (sum(costs[: at.stage]) + costs[at.stage] * at.step / steps) / sum(costs)
 
     def finish(self, at: _State, team: Workers) -> LinearModel:
-        """Posteriors at the last maps, and everything on the images' grid with orthonormal components."""
+        """Posteriors at the maps where the last step led, if they are better; all on the images' grid."""
         assert at.maps is not None
-        voxels, edge = self.grid(len(self.radii) - 1)
-        images = LinearImages(self.observed, radius=self.radii[-1], voxels=voxels, lattice=MapLattice(edge))
-        found = expect(images, at.maps, team, with_gradient=False)
-        maps, turn = principal(_regridded(at.maps, voxels, self.observed.box))
+        assert at.goal is not None
+        images, problem = self._setting(len(self.radii) - 1)
+        chosen = at.maps + at.share * (at.goal - at.maps)
+        found = expect(images, chosen, team, with_gradient=False)
+        if found.gain - problem.penalty(chosen, at.power) < at.previous:
+            chosen, found = at.maps, expect(images, at.maps, team, with_gradient=False)
+        maps, turn = principal(_regridded(chosen, at.voxels, self.observed.box))
         return _model(maps, turn, found, self.observed.pixel_size_A, at)
 
 

@@ -89,7 +89,7 @@ def largest_radius(observed: Observations) -> int:
     assert stack.pose is not None  # checked by the caller
     matrix = plane_matrix(stack.pose.rotation, stack.ctf)[:, :2]
     stretch = max(1.0, float(torch.linalg.matrix_norm(matrix.double(), ord=2).max()) - 1e-5)
-    return math.floor((observed.box / 2 - 1.01) / stretch)
+    return math.floor((observed.box / 2 - 1) / stretch)
 
 
 def rows_in_order(images: LinearImages) -> Int[Tensor, "n"]:

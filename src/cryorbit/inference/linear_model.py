@@ -28,7 +28,7 @@ class LinearModel:
         Posterior mean and covariance of each image's z, shapes (images, k) and (images, k, k).
     log_likelihood
         Log marginal likelihood over that of images of nothing but noise, per iteration; comparable within a stage, that is
-        where `radius` stays the same.
+        where `radius` stays the same. A step that was refused repeats the value before.
     radius
         Highest frequency used in each iteration, Fourier pixels.
     """
@@ -68,6 +68,6 @@ class LinearModel:
         return (away.double() @ (axes * signs).T * scale).float()
 
     def squared_distance(self, z: Float[Tensor, "k"]) -> Float[Tensor, "i"]:
-        """Mahalanobis distance of every image's posterior to `z`, squared: chi-square with k degrees where z is its truth."""
+        """Mahalanobis distance of every image's posterior to `z`, squared: chi-square of k degrees at its truth."""
         away = (self.latent - z).double()
         return (away * torch.linalg.solve(self.latent_covariance.double(), away)).sum(1).float()

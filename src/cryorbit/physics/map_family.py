@@ -20,6 +20,9 @@ from cryorbit.data import Volume
 from cryorbit.errors import BadInput
 from cryorbit.physics.project import finish, prepare
 
+_CHUNK = 1 << 14
+"""Samples whose neighbours are found at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class Stencil:
@@ -31,10 +34,13 @@ class Stencil:
         Weights of the eight neighbours, shape (samples, lattice points).
     sign
         -1 for samples that are read at their Friedel mate, else 1, shape (samples,).
+    points
+        Number of lattice points.
     """
 
     matrix: sparse.csr_matrix
     sign: Float[Tensor, "m"]
+    points: int
 
     def read(self, rows: Float[Tensor, "l c2"]) -> Float[Tensor, "m 2 c"]:
         """Values of the maps at every sample: real parts, then imaginary parts."""
@@ -46,6 +52,14 @@ class Stencil:
         """The transpose of `read`; `values` are lost."""
         values[:, 1] *= self.sign[:, None]
         return torch.from_numpy(self.matrix.T @ values.view(len(self.sign), -1).numpy())
+
+    def part(self, samples: slice) -> Stencil:
+        """The stencil of some samples, sharing memory with this one."""
+        first, last, _ = samples.indices(len(self.sign))
+        entries, m, whole = slice(8 * first, 8 * last), last - first, self.matrix
+        arrays = (whole.data[entries], whole.indices[entries], whole.indptr[: m + 1])
+        matrix = sparse.csr_matrix(arrays, shape=(m, self.points), copy=False)
+        return Stencil(matrix, self.sign[first:last], self.points)
 
     def weight(self, values: Float[Tensor, "m"]) -> Float[Tensor, "l"]:
         """Real and even `values` added to the lattice."""
@@ -85,8 +99,8 @@ class MapLattice:
         return out
 
     def map_of(self, half: Tensor) -> Float[Tensor, "n n n"]:
-        """The adjoint of one map's transform: every stored number counts once, those off the plane x = 0 for two in `finish`."""
-        half = half * 0.5
+        """The adjoint of one map's transform: every stored number counts once."""
+        half = half * 0.5  # off the plane x = 0, `finish` lets every stored number count for two
         half[:, :, 0] *= 2
         return finish(half, box=self.box) * float((2 * self.box) ** 3)
 
@@ -101,21 +115,30 @@ class MapLattice:
         p, h = 2 * self.box, self.box + 1
         flat = points.reshape(-1, 3)
         if len(flat) and float(flat.abs().max()) >= self.box - 1:
-            raise BadInput(f"MapLattice.stencil: a sample beyond {self.box - 1} lattice units. Lower the radius.")
-        sign = torch.copysign(torch.ones(()), flat[:, 0] + 0.0)
+            raise BadInput(
+                f"MapLattice.stencil: a sample beyond {self.box - 1} lattice units. Lower the radius."
+            )
         m = len(flat)
-        index, weight = np.empty((m, 8), dtype=np.int32), np.empty((m, 8), dtype=np.float32)
-        index_t, weight_t = torch.from_numpy(index), torch.from_numpy(weight)
-        base, fraction = torch.zeros(m, dtype=torch.int32), []
-        for column, stride, origin in zip(flat.unbind(1), (1, h, p * h), (0, self.box, self.box), strict=True):
-            at = column * sign
-            cell = at.floor()
-            fraction.append((1 - (at - cell), at - cell))
-            base += (cell.int() + origin) * stride
-        for corner in range(8):
-            dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
-            torch.add(base, (dz * p + dy) * h + dx, out=index_t[:, corner])
-            torch.mul(fraction[2][dz] * fraction[1][dy], fraction[0][dx], out=weight_t[:, corner])
+        index, weight, sign = torch.empty((m, 8), dtype=torch.int32), torch.empty(m, 8), torch.empty(m)
+        # A few at a time, so that what lies between two steps stays in the processor's cache.
+        for at, *out in zip(*(x.split(_CHUNK) for x in (flat, index, weight, sign)), strict=True):
+            _neighbours(at, p, *out)
         rows = np.arange(0, 8 * m + 1, 8, dtype=np.int32)
-        shape = (m, p * p * h)
-        return Stencil(sparse.csr_matrix((weight.ravel(), index.ravel(), rows), shape=shape), sign)
+        arrays = (weight.view(-1).numpy(), index.view(-1).numpy(), rows)
+        return Stencil(sparse.csr_matrix(arrays, shape=(m, p * p * h), copy=False), sign, p * p * h)
+
+
+def _neighbours(points: Tensor, p: int, index: Tensor, weight: Tensor, sign: Tensor) -> None:
+    """The eight lattice points around each point of a lattice of edge p, their weights and the Friedel sign, in place."""
+    h = p // 2 + 1
+    torch.copysign(torch.ones(()), points[:, 0] + 0.0, out=sign)
+    base, fraction = torch.zeros(len(points), dtype=torch.int32), []
+    for column, stride, origin in zip(points.unbind(1), (1, h, p * h), (0, p // 2, p // 2), strict=True):
+        at = column * sign
+        cell = at.floor()
+        fraction.append((1 - (at - cell), at - cell))
+        base += (cell.int() + origin) * stride
+    for corner in range(8):
+        dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
+        torch.add(base, (dz * p + dy) * h + dx, out=index[:, corner])
+        torch.mul(fraction[2][dz] * fraction[1][dy], fraction[0][dx], out=weight[:, corner])
