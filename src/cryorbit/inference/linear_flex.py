@@ -85,7 +85,7 @@ def fit_linear(
     BadInput
         If the stack has no poses, fewer images than components, or the mask is on another grid.
     """
-    run = _Run(_observed(stack, settings), settings, mask)
+    run = _Run(observed_for(stack, settings), settings, mask)
     at = _State(**state) if state else _State()
     with workers(settings.threads) as team:
         while at.stage < len(run.radii):
@@ -96,7 +96,14 @@ def fit_linear(
     yield Progress("done", 1, 1, 1.0, last, vars(at), result)
 
 
-def _observed(stack: ParticleStack, settings: LinearSettings) -> Observations:
+def observed_for(stack: ParticleStack, settings: LinearSettings) -> Observations:
+    """What a fit sees of a stack: sign and scale settled, noise measured.
+
+    Raises
+    ------
+    BadInput
+        If the stack has no poses, or no more images than components.
+    """
     if stack.pose is None:
         raise BadInput(f"{stack.source}: no poses. Find them first, or give a stack that has them.")
     if len(stack) <= settings.rank:
@@ -228,20 +235,21 @@ class _Run:
         if found.gain - problem.penalty(chosen, at.power) < at.previous:
             chosen, found = at.maps, expect(images, at.maps, team, with_gradient=False)
         maps, turn = principal(_regridded(chosen, at.voxels, self.observed.box))
-        return _model(maps, turn, found, self.observed.pixel_size_A, at)
+        return _model(maps, turn, found, at, Volume(self.mask, self.observed.pixel_size_A))
 
 
-def _model(maps: Tensor, turn: Tensor, found: Expectation, pixel_size_A: float, at: _State) -> LinearModel:
+def _model(maps: Tensor, turn: Tensor, found: Expectation, at: _State, mask: Volume) -> LinearModel:
     size = maps[1:].flatten(1).double().norm(dim=1).clamp_min(1e-30)
     to = size[:, None] * turn
     return LinearModel(
-        mean=Volume(maps[0], pixel_size_A),
+        mean=Volume(maps[0], mask.pixel_size_A),
         components=maps[1:] / size.to(maps)[:, None, None, None],
         variance=size.square().float(),
         latent=(found.mean.double() @ to.T).float(),
         latent_covariance=(to @ found.covariance.double() @ to.T).float(),
         log_likelihood=[*at.log_likelihood, found.gain],
         radius=[*at.radius, at.radius[-1]],
+        mask=mask.values,
     )
 
 

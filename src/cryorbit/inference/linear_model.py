@@ -31,6 +31,8 @@ class LinearModel:
         where `radius` stays the same. A step that was refused repeats the value before.
     radius
         Highest frequency used in each iteration, Fourier pixels.
+    mask
+        Outside which no map has density.
     """
 
     mean: Volume
@@ -40,6 +42,7 @@ class LinearModel:
     latent_covariance: Float[Tensor, "i k k"]
     log_likelihood: list[float]
     radius: list[float]
+    mask: Float[Tensor, "n n n"]
 
     @property
     def rank(self) -> int:
