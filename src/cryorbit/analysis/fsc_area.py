@@ -17,9 +17,9 @@ _AT_A_TIME = 32
 
 def fsc_area(
     maps: Float[Tensor, "m n n n"],
-    truth: Float[Tensor, "m n n n"],
+    truth: Float[Tensor, "..."],
     *,
-    mask: Float[Tensor, "n n n"] | None = None,
+    mask: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "m"]:
     """Area under the FSC of each pair of maps against frequency in cycles per pixel, 0 to Nyquist; perfect is 0.5.
 

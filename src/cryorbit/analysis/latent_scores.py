@@ -12,7 +12,7 @@ from torch import Tensor
 from cryorbit.errors import BadInput
 
 
-def circular_correlation(a_rad: Float[Tensor, "n"], b_rad: Float[Tensor, "n"]) -> float:
+def circular_correlation(a_rad: Float[Tensor, "n"], b_rad: Float[Tensor, "m"]) -> float:
     """Correlation of two sets of angles: 1 if one is the other turned or counted backwards, near 0 for chance.
 
     r = | R(a - b) - R(a + b) | / sqrt((1 - R(2a)) (1 - R(2b))), R(x) = |mean exp(i x)|: the coefficient of
@@ -41,7 +41,7 @@ def circular_correlation(a_rad: Float[Tensor, "n"], b_rad: Float[Tensor, "n"]) -
     return min(abs(length(a - b) - length(a + b)) / spread**0.5, 1.0)
 
 
-def rank_correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
+def rank_correlation(a: Float[Tensor, "n"], b: Float[Tensor, "m"]) -> float:
     """Spearman's correlation without its sign: a path has no direction. 0 where one set is constant.
 
     >>> rank_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0, 4.0, 1.0]))
@@ -54,7 +54,7 @@ def rank_correlation(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
     return abs(round(float(np.corrcoef(ranks)[0, 1]), 12))
 
 
-def adjusted_rand_index(a: Int[Tensor, "n"], b: Int[Tensor, "n"]) -> float:
+def adjusted_rand_index(a: Int[Tensor, "n"], b: Int[Tensor, "m"]) -> float:
     """Agreement of two labellings on which pairs belong together: 1 for the same partition, 0 on average by chance.
 
     (index - expected) / (mean of the two - expected), counting pairs in the contingency table (Hubert and Arabie 1985).
@@ -80,7 +80,7 @@ def adjusted_rand_index(a: Int[Tensor, "n"], b: Int[Tensor, "n"]) -> float:
 
 def neighbourhood_similarity(
     latents: Float[Tensor, "n d"],
-    state: Int[Tensor, "n"],
+    state: Int[Tensor, "m"],
     state_distance: Float[Tensor, "k k"],
     *,
     neighbours: int = 100,

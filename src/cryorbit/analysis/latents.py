@@ -70,6 +70,8 @@ class Clusters:
 def k_means(latents: Float[Tensor, "n d"], k: int, *, restarts: int = 10, seed: int = 0) -> Clusters:
     """The best of several k-means runs, by the sum of squared distances, each begun by k-means++.
 
+    Where fewer than k points are distinct there are as many centres as those.
+
     Raises
     ------
     BadInput
@@ -78,6 +80,9 @@ def k_means(latents: Float[Tensor, "n d"], k: int, *, restarts: int = 10, seed: 
     points = _checked(latents, "k_means").numpy()
     if not 1 <= k <= len(points):
         raise BadInput(f"k_means: {k} clusters of {len(points)} points. Ask for 1 to {len(points)}.")
+    distinct, label = np.unique(points, axis=0, return_inverse=True)
+    if len(distinct) <= k:
+        return Clusters(torch.from_numpy(distinct), torch.from_numpy(label.reshape(-1)).long())
     best, cost = None, np.inf
     for run in range(restarts):
         centre, label = _quiet_kmeans(points, k, iter=50, minit="++", seed=np.random.default_rng([seed, run]))

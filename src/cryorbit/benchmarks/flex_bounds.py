@@ -159,7 +159,7 @@ def _insert(data: FlexData, stack: ParticleStack, rows: Tensor) -> Backprojector
     box = stack.box
     sums = Backprojector.empty(box, pixel_size_A=stack.pixel_size_A)
     # noise-free images: as if the noise were a millionth of the signal
-    noise_power = max(data.sigma, 1e-3 * float(data.maps.std())) ** 2 * box**2
+    noise_power = max(data.sigma, 1e-3 * float(data.maps[0].std())) ** 2 * box**2
     for part in rows.split(_IMAGES_AT_A_TIME):
         if len(part):
             ctf = None if stack.ctf is None else stack.ctf[part]
