@@ -62,14 +62,6 @@ class LinearModel:
         moved = torch.tensordot(z.to(self.components), self.components, dims=1)
         return Volume(self.mean.values + moved, self.mean.pixel_size_A)
 
-    def whitened(self) -> Float[Tensor, "i k"]:
-        """Posterior means less their own mean, along the axes of their own scatter, each of variance 1."""
-        away = self.latent - self.latent.mean(0)
-        _, value, axes = torch.linalg.svd(away.double(), full_matrices=False)
-        signs = torch.sign(axes.gather(1, axes.abs().argmax(1, keepdim=True)))
-        scale = len(away) ** 0.5 / value.clamp_min(1e-12)
-        return (away.double() @ (axes * signs).T * scale).float()
-
     def squared_distance(self, z: Float[Tensor, "k"]) -> Float[Tensor, "i"]:
         """Mahalanobis distance of every image's posterior to `z`, squared: chi-square of k degrees at its truth."""
         away = (self.latent - z).double()
