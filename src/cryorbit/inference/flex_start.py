@@ -1,0 +1,162 @@
+"""Where heterogeneity begins: a consensus map on the images' scale, Gaussians in it, latent vectors from linear analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryorbit.analysis.fsc import fourier_shell_correlation
+from cryorbit.data import Gaussians, ParticleStack, Volume
+from cryorbit.errors import BadInput
+from cryorbit.inference.engine import Progress
+from cryorbit.inference.flex import FlexTraining, run_training
+from cryorbit.inference.flex_settings import FlexSettings
+from cryorbit.inference.gaussian_fit import GaussianFitSettings, fit_gaussians
+from cryorbit.inference.linear_flex import LinearSettings, fit_linear
+from cryorbit.inference.observations import Observations, contrast_of, observe
+from cryorbit.physics.backproject import Backprojector, prior_power_from_fsc
+
+_CHUNK = 256
+_LINEAR_DETAIL_PX = 4.0
+"""The linear start looks no closer than this many pixels: large motions show there, and it takes seconds."""
+_LEAST_VARIANCE = 1e-6
+
+
+def train_flex(
+    stack: ParticleStack,
+    settings: FlexSettings,
+    *,
+    gaussians: Gaussians | None = None,
+    volume: Volume | None = None,
+    state: dict[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Yield progress; the last record carries a `FlexResult`. `state` of any record continues from there.
+
+    Parameters
+    ----------
+    stack
+        Particles with poses.
+    gaussians
+        Anchors to begin with, whose positions are those of the particles' frame; their grey scale is fitted.
+    volume
+        Map to fit Gaussians to where none are given, in any grey scale; None: a map made of the particles.
+
+    Raises
+    ------
+    BadInput
+        If the stack has no poses, or there is no density to describe.
+    """
+    if stack.pose is None:
+        raise BadInput(
+            f"{stack.source}: no poses in it. Run `cryorbit refine` (or abinitio) first and give its particles."
+        )
+    settings = replace(settings, threads=settings.threads or torch.get_num_threads())
+    torch.set_num_threads(settings.threads)
+    observed = observe(
+        stack,
+        sign=contrast_of(stack, settings.contrast),
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+    state = dict(state or {})
+    if "anchor_position" not in state:
+        anchors = yield from first_gaussians(observed, settings, gaussians=gaussians, volume=volume)
+        state |= {
+            "anchor_position": anchors.position_A,
+            "anchor_amplitude": anchors.amplitude,
+            "anchor_width": anchors.width_A,
+        }
+    anchors = Gaussians(state["anchor_position"], state["anchor_amplitude"], state["anchor_width"])
+    if "first_z" not in state:
+        state["first_z"] = yield from first_latents(stack, settings)
+    training = FlexTraining(observed, anchors, state["first_z"], settings)
+    if "steps" in state:
+        training.restore(state)
+    begun = {name: state[name] for name in ("anchor_position", "anchor_amplitude", "anchor_width", "first_z")}
+    for record in run_training(training):
+        fraction = 0.3 + 0.7 * record.fraction
+        yield replace(record, fraction=fraction, state=begun | record.state)
+
+
+def consensus_map(observed: Observations) -> Volume:
+    """Of all images at their poses, on the observations' grey scale, filtered by what two halves agree on."""
+    stack, box = observed.stack, observed.box
+    assert stack.pose is not None  # checked by the caller
+    sums = [Backprojector.empty(box, pixel_size_A=observed.pixel_size_A) for _ in (0, 1)]
+    power = observed.noise_power[: box // 2 + 1]
+    for h, half in enumerate(sums):
+        for rows in torch.arange(h, len(stack), 2).split(_CHUNK):
+            ctf = None if stack.ctf is None else stack.ctf[rows]
+            half.insert(observed.images(rows), stack.pose[rows], ctf, noise_power=power)
+    curve = fourier_shell_correlation(*(half.solve() for half in sums))
+    whole = sums[0] + sums[1]
+    both = (2 * curve.correlation / (1 + curve.correlation).clamp_min(1e-3)).to(power)
+    return whole.solve(prior_power=prior_power_from_fsc(both, whole.information()))
+
+
+def first_gaussians(
+    observed: Observations,
+    settings: FlexSettings,
+    *,
+    gaussians: Gaussians | None,
+    volume: Volume | None,
+) -> Generator[Progress, None, Gaussians]:
+    """Anchors on the observations' grey scale."""
+    yield Progress("consensus map", 0, 1, 0.0, {})
+    consensus = consensus_map(observed)
+    if gaussians is not None:
+        return _scaled(gaussians, consensus)
+    target = consensus if volume is None else volume
+    fit = GaussianFitSettings(count=settings.gaussians, most=settings.gaussians, seed=settings.seed)
+    record = None
+    for record in fit_gaussians(target, fit):
+        yield replace(record, fraction=0.1 * record.fraction, result=None, state={})
+    assert record is not None  # a fit yields at least its end
+    found: Gaussians = record.result.gaussians
+    return found if volume is None else _scaled(found, consensus)
+
+
+def first_latents(
+    stack: ParticleStack, settings: FlexSettings
+) -> Generator[Progress, None, Float[Tensor, "n d"]]:
+    """Posterior means of the linear model, in standard deviations of its prior; or zeros."""
+    if settings.start == "zero":
+        generator = torch.Generator().manual_seed(settings.seed)
+        return 0.1 * torch.randn(len(stack), settings.latent, generator=generator)
+    detail = settings.resolution_A or 0.0
+    linear = LinearSettings(
+        rank=settings.latent,
+        stages=2,
+        resolution_A=max(detail, _LINEAR_DETAIL_PX * stack.pixel_size_A),
+        contrast=settings.contrast,
+        seed=settings.seed,
+        threads=max(settings.threads, 1),
+    )
+    record = None
+    for record in fit_linear(stack, linear):
+        yield replace(record, fraction=0.1 + 0.2 * record.fraction, result=None, state={})
+    assert record is not None  # a fit yields at least its end
+    model = record.result
+    return (model.latent / model.variance.clamp_min(_LEAST_VARIANCE).sqrt()).to(torch.float32)
+
+
+def _scaled(gaussians: Gaussians, consensus: Volume) -> Gaussians:
+    """Amplitudes times the factor that fits their map best to the consensus."""
+    from cryorbit.physics.splat import gaussians_to_map
+
+    drawn = gaussians_to_map(
+        gaussians.to(consensus.values), box=consensus.box, pixel_size_A=consensus.pixel_size_A
+    ).values
+    factor = float((drawn * consensus.values).sum() / drawn.square().sum().clamp_min(1e-30))
+    if not factor > 0:
+        raise BadInput(
+            "flex: the Gaussians do not correlate with the map of the particles. Are poses and Gaussians of one "
+            "frame, and of the same hand?"
+        )
+    return replace(
+        gaussians.to(consensus.values), amplitude=factor * gaussians.amplitude.to(consensus.values)
+    )
