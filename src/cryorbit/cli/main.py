@@ -18,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "abinitio": ("abinitio", "from particle images to poses, half maps, FSC and a report, with no start map"),
     "refine": ("refine", "poses and half maps to the resolution the images hold, from poses or from a map"),
     "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
+    "flex": ("flex_train", "molecules that move or come and go, as 3D Gaussians: fit, train, analyze"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
@@ -40,6 +41,9 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     "poses": {
         "train": ("poses_train", "a network for a known map and images like the given ones"),
         "predict": ("poses_predict", "poses of new particles with a trained network"),
+    },
+    "flex": {
+        "train": ("flex_train", "learn motions and compositions from particles with poses"),
     },
     "particles": {
         "expand": ("particles_expand", "one row per symmetric copy of each particle"),

@@ -1,0 +1,98 @@
+"""The files of a flex run: the model, and what is known of every image, in one safetensors file each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cryorbit.errors import BadFile
+
+if TYPE_CHECKING:
+    from cryorbit.inference.flex import FlexResult
+    from cryorbit.inference.flex_settings import FlexSettings
+
+MODEL, LATENTS = "model.safetensors", "latents.safetensors"
+_KIND, _VERSION = "flex", 1
+_SHAPING = ("deformation", "latent", "rank", "parts", "nodes", "width", "gates")
+
+
+def save_flex(folder: Path, result: FlexResult, settings: FlexSettings) -> None:
+    """Write `model.safetensors` and `latents.safetensors` into a folder, each whole or not at all.
+
+    Raises
+    ------
+    BadFile
+        If the disk refuses.
+    """
+    from cryorbit.io.checkpoint import save_state
+
+    shell = {
+        "kind": _KIND,
+        "version": _VERSION,
+        "settings": asdict(settings),
+        "box": result.box,
+        "pixel_size_A": result.pixel_size_A,
+        "numbers": result.numbers,
+    }
+    save_state(folder / MODEL, dict(result.model.state_dict()), shell)
+    tensors = {
+        "z": result.z,
+        "precision": result.precision,
+        "rotation": result.pose.rotation,
+        "shift_A": result.pose.shift_A,
+        "misfit": result.misfit,
+    }
+    save_state(folder / LATENTS, tensors, {"kind": _KIND + " latents", "version": _VERSION})
+
+
+def load_flex(folder: Path) -> tuple[FlexResult, FlexSettings]:
+    """What `save_flex` wrote.
+
+    Raises
+    ------
+    BadFile
+        If a file is missing, broken, or of something else.
+    """
+    from cryorbit.data import Pose
+    from cryorbit.inference.flex import FlexResult
+    from cryorbit.inference.flex_settings import FlexSettings
+    from cryorbit.io.checkpoint import load_state
+
+    weights, shell = load_state(folder / MODEL)
+    known, about = load_state(folder / LATENTS)
+    if shell.get("kind") != _KIND or about.get("kind") != _KIND + " latents":
+        raise BadFile(
+            f"{folder}: not the folder of a flex run. Give the one that `cryorbit flex train` wrote."
+        )
+    names = {f.name for f in fields(FlexSettings)}
+    settings = FlexSettings(**{k: v for k, v in shell["settings"].items() if k in names})
+    model = _model_of(weights, settings, shell, folder)
+    result = FlexResult(
+        model=model,
+        z=known["z"],
+        precision=known["precision"],
+        pose=Pose(known["rotation"], known["shift_A"]),
+        misfit=known["misfit"],
+        numbers=shell["numbers"],
+        box=shell["box"],
+        pixel_size_A=shell["pixel_size_A"],
+    )
+    return result, settings
+
+
+def _model_of(weights: dict[str, Any], settings: FlexSettings, shell: dict[str, Any], folder: Path) -> Any:
+    """A model of the saved shape with the saved weights."""
+    from cryorbit.data import Gaussians
+    from cryorbit.models.deformation import make_gaussian_model
+
+    unit = shell["pixel_size_A"]
+    place = weights["position"] * unit
+    anchors = Gaussians(place, weights["log_amplitude"].exp(), weights["log_width"].exp() * unit)
+    shape = {name: getattr(settings, name) for name in _SHAPING}
+    model = make_gaussian_model(anchors, shape.pop("deformation"), unit_A=unit, **shape)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadFile(f"{folder / MODEL}: weights and settings do not fit ({error}). Train anew.") from error
+    return model.eval()
