@@ -32,7 +32,7 @@ class FlexSettings:
     """Nodes of "mesh"."""
     width: int = 64
     """Hidden units."""
-    gaussians: int = 800
+    count: int = 800
     """Gaussians fitted to the map where none are given."""
     start: Start = "linear"
     """Where latent vectors begin: "linear", the posterior means of probabilistic PCA of volumes, or "zero"."""

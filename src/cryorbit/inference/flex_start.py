@@ -111,7 +111,7 @@ def first_gaussians(
     if gaussians is not None:
         return _scaled(gaussians, consensus)
     target = consensus if volume is None else volume
-    fit = GaussianFitSettings(count=settings.gaussians, most=settings.gaussians, seed=settings.seed)
+    fit = GaussianFitSettings(count=settings.count, most=settings.count, seed=settings.seed)
     record = None
     for record in fit_gaussians(target, fit):
         yield replace(record, fraction=0.1 * record.fraction, result=None, state={})
