@@ -80,7 +80,7 @@ class FlexSettings:
             "parts": 1,
             "nodes": 2,
             "width": 4,
-            "gaussians": 1,
+            "count": 1,
             "epochs": 1,
             "batch": 1,
         }
