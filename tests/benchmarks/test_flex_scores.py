@@ -9,10 +9,10 @@ import torch
 from cryorbit.analysis.fsc_area import PERFECT
 from cryorbit.benchmarks.flex_bounds import chance_areas, consensus_map, oracle_maps, recovered_share
 from cryorbit.benchmarks.flex_scores import image_fsc_areas, latent_score, sample_rows, state_distance
-from cryorbit.benchmarks.flex_tasks import FlexData, FlexSettings, flex_data
+from cryorbit.benchmarks.flex_tasks import FlexData, FlexTask, flex_data
 from cryorbit.errors import BadInput
 
-SMALL = FlexSettings(images=400, box=20, snr=1.0)
+SMALL = FlexTask(images=400, box=20, snr=1.0)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 
 from cryorbit.benchmarks.flex_motion import CLASH_A, Hinge
 from cryorbit.benchmarks.flex_recipes import RECIPES, states_of
-from cryorbit.benchmarks.flex_tasks import FlexSettings, flex_data, with_pose_errors
+from cryorbit.benchmarks.flex_tasks import FlexTask, flex_data, with_pose_errors
 from cryorbit.data import Atoms, Pose
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.geometry.rotations import geodesic_angle, random_rotations, rotvec_to_matrix
@@ -16,7 +16,7 @@ from cryorbit.physics.formation import form_images
 from cryorbit.physics.scatter import atoms_to_density
 from laws import ROUND_OFF
 
-SMALL = FlexSettings(images=40, box=16)
+SMALL = FlexTask(images=40, box=16)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(BadFile, match="1igt"):
         states_of("igg-1d", structures=tmp_path)
     with pytest.raises(BadInput, match="pose errors"):
-        FlexSettings(pose_error_deg=-1.0)
+        FlexTask(pose_error_deg=-1.0)
 
 
 def in_one_frame(states) -> bool:

@@ -19,7 +19,7 @@ from cryorbit.physics.stack_plan import SimulationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexSettings:
+class FlexTask:
     """What to simulate of a recipe. One seed decides the images; the states are the recipe's own."""
 
     images: int = 10_000
@@ -53,7 +53,7 @@ class FlexSettings:
         }
         for message, holds in checks.items():
             if not holds:
-                raise BadInput(f"FlexSettings: {message}, got {self}.")
+                raise BadInput(f"FlexTask: {message}, got {self}.")
 
     def simulation(self, pixel_size_A: float) -> SimulationSettings:
         """The same for `simulate_states`."""
@@ -123,7 +123,7 @@ class FlexData:
 
 
 def flex_data(
-    name: str, settings: FlexSettings, *, structures: Path | None = None, ctf_table: CTF | None = None
+    name: str, settings: FlexTask, *, structures: Path | None = None, ctf_table: CTF | None = None
 ) -> FlexData:
     """The data set of a recipe by name; `flex_recipes.RECIPES` has them all.
 
@@ -144,7 +144,7 @@ def flex_data(
     return images_of_states(states_of(name, structures=structures), settings, ctf_table=ctf_table)
 
 
-def images_of_states(states: States, settings: FlexSettings, *, ctf_table: CTF | None = None) -> FlexData:
+def images_of_states(states: States, settings: FlexTask, *, ctf_table: CTF | None = None) -> FlexData:
     """Simulated images of given states."""
     pixel = settings.pixel_size_A or states.width_A / settings.box
     generator = torch.Generator().manual_seed(settings.seed)
