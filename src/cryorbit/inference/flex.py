@@ -8,8 +8,9 @@ latent vector ends at the mode of its posterior under the Gaussians, with its cu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,10 +84,18 @@ class FlexTraining:
         Gaussians of the consensus, on the images' grey scale.
     z
         Latent vectors to begin with, shape (n, latent).
+    given
+        Poses that their priors are about, if they have been moved since; None: those of the stack.
     """
 
     def __init__(
-        self, observed: Observations, anchors: Gaussians, z: Float[Tensor, "n d"], settings: FlexSettings
+        self,
+        observed: Observations,
+        anchors: Gaussians,
+        z: Float[Tensor, "n d"],
+        settings: FlexSettings,
+        *,
+        given: Pose | None = None,
     ) -> None:
         pose = observed.stack.pose
         if pose is None:
@@ -109,15 +118,15 @@ class FlexTraining:
                 width=s.width,
                 gates=s.gates,
             )
-        self.given = self.pose = pose
+        self.pose = pose
+        self.given = pose if given is None else given
+        self.prior = pose_prior(anchors, s) if s.refine_poses else None
         self.z = RowTable(z.to(torch.float32))
         self.precision = torch.eye(s.latent).repeat(len(z), 1, 1)
         self.misfit = torch.full((len(z),), torch.nan)
         self.pairs = neighbour_pairs(anchors.position_A)
         rest = pair_lengths(anchors.position_A / observed.pixel_size_A, self.pairs)
         self.rest, self.least = rest, 0.5 * float(rest.median())
-        spread = anchors.position_A - anchors.position_A.mean(0)
-        self.lever_A = float(spread.square().sum(1).mean().sqrt())
         self.optimiser = torch.optim.Adam(self._groups(), betas=(0.9, 0.99))
         n = len(z)
         self.steps_wanted = max(1, s.epochs * n // s.batch)
@@ -190,12 +199,6 @@ class FlexTraining:
 
     def polish(self, rows: Int[Tensor, "b"]) -> Posterior:
         """A Gauss-Newton step of some images; it is taken over."""
-        prior = None
-        if self.settings.refine_poses:
-            angle = torch.deg2rad(torch.tensor(self.settings.pose_sd_deg))
-            prior = PosePrior(
-                angle_sd_rad=float(angle), shift_sd_A=self.settings.shift_sd_A, lever_A=self.lever_A
-            )
         found = latent_posterior(
             self.model,
             self.likelihood,
@@ -203,11 +206,11 @@ class FlexTraining:
             self.z.values[rows],
             self.pose[rows],
             given=self.given[rows],
-            prior=prior,
+            prior=self.prior,
         )
         self.z.values[rows], self.precision[rows] = found.z, found.precision
         self.misfit[rows] = found.misfit
-        if prior is not None:
+        if self.prior is not None:
             rotation, shift = self.pose.rotation.clone(), self.pose.shift_A.clone()
             rotation[rows], shift[rows] = found.pose.rotation, found.pose.shift_A
             self.pose = Pose(rotation, shift)
@@ -251,49 +254,53 @@ class FlexTraining:
         )
 
 
+def pose_prior(gaussians: Gaussians, settings: FlexSettings) -> PosePrior:
+    """Of the errors that the settings expect, for a molecule of the Gaussians' size."""
+    spread = gaussians.position_A - gaussians.position_A.mean(0)
+    return PosePrior(
+        angle_sd_rad=math.radians(settings.pose_sd_deg),
+        shift_sd_A=settings.shift_sd_A,
+        lever_A=float(spread.square().sum(1).mean().sqrt()),
+    )
+
+
 def _one_cycle(progress: float) -> float:
     """Rises to 1 over the first tenth, then falls along half a cosine."""
     if progress < _WARM_UP:
         return 0.04 + 0.96 * progress / _WARM_UP
-    along = torch.tensor((progress - _WARM_UP) / (1 - _WARM_UP))
-    return float(0.5 * (1 + torch.cos(torch.pi * along)))
+    return 0.5 * (1 + math.cos(math.pi * (progress - _WARM_UP) / (1 - _WARM_UP)))
 
 
 def run_training(training: FlexTraining) -> Iterator[Progress]:
-    """Steps, then passes of Gauss-Newton over all images; the last record carries the `FlexResult`."""
-    s, n = training.settings, len(training.z.values)
+    """Steps, with passes of Gauss-Newton over all images between and after them; the last record carries the `FlexResult`.
+
+    With poses that move the first pass comes halfway, so that the Gaussians learn from better poses too.
+    """
+    s, batches = training.settings, torch.arange(len(training.z.values)).split(POSTERIOR_BATCH)
+    passes = max(s.polish, 1)
+    halfway = (training.steps_wanted // 2, len(batches)) if s.refine_poses else (0, 0)
     # A pass renders each image d + 2 times or d + 7 times; a step of training about three times.
-    visits = s.polish * n * (s.latent + 2 + 5 * s.refine_poses) / 3
-    share = training.steps_wanted * s.batch / (training.steps_wanted * s.batch + visits)
-    while training.steps < training.steps_wanted:
-        left = min(_RECORD_EVERY, training.steps_wanted - training.steps)
-        misfits = [training.step() for _ in range(left)]
-        metrics = {
-            "misfit_per_number": sum(misfits) / len(misfits),
-            "image_visits": float(training.steps * s.batch),
-        }
-        yield Progress(
-            "learning",
-            training.steps,
-            training.steps_wanted,
-            share * training.progress,
-            metrics,
-            training.state(),
-        )
-    batches = torch.arange(n).split(POSTERIOR_BATCH)
-    wanted = len(batches) * max(s.polish, 1)
-    while training.polished < wanted:
-        for _ in range(min(_RECORD_EVERY, wanted - training.polished)):
-            training.polish(batches[training.polished % len(batches)])
-            training.polished += 1
-        known = training.misfit[~training.misfit.isnan()].mean()
-        metrics = {"misfit_per_number": float(known) / training.likelihood.count}
-        fraction = share + (1 - share) * training.polished / wanted
-        yield Progress(
-            "reading every image", training.polished, wanted, min(fraction, 0.99), metrics, training.state()
-        )
-    result = training.result()
-    yield Progress("done", wanted, wanted, 1.0, {}, {}, replace(result))
+    cost = (s.latent + 2 + 5 * s.refine_poses) / 3 * POSTERIOR_BATCH / s.batch
+    total = training.steps_wanted + cost * (halfway[1] + passes * len(batches))
+
+    def record(stage: str, done: int, wanted: int, metrics: dict[str, float]) -> Progress:
+        fraction = (training.steps + cost * training.polished) / total
+        visits = {"image_visits": float(training.steps * s.batch)}
+        return Progress(stage, done, wanted, min(fraction, 0.99), metrics | visits, training.state())
+
+    for steps, polished in (halfway, (training.steps_wanted, halfway[1] + passes * len(batches))):
+        while training.steps < steps:
+            misfits = [training.step() for _ in range(min(_RECORD_EVERY, steps - training.steps))]
+            mean = {"misfit_per_number": sum(misfits) / len(misfits)}
+            yield record("learning", training.steps, training.steps_wanted, mean)
+        while training.polished < polished:
+            for _ in range(min(_RECORD_EVERY, polished - training.polished)):
+                training.polish(batches[training.polished % len(batches)])
+                training.polished += 1
+            known = training.misfit[~training.misfit.isnan()].mean()
+            mean = {"misfit_per_number": float(known) / training.likelihood.count}
+            yield record("reading every image", training.polished, polished, mean)
+    yield Progress("done", training.steps, training.steps, 1.0, {}, {}, training.result())
 
 
 __all__ = ["FlexResult", "FlexSettings", "FlexTraining", "ParticleStack", "run_training"]

@@ -17,7 +17,7 @@ Start = Literal["linear", "zero"]
 class FlexSettings:
     """How molecules that move or come and go are learned from particle images."""
 
-    latent: int = 8
+    latent: int = 10
     """Numbers that say which conformation an image shows. Too many cost little: what the images do not tell stays at 0."""
     deformation: DeformationName = "basis"
     """Family of motions: a low-rank "basis" with learned coefficients, rigid "parts", a coarse "mesh", an "mlp" per
@@ -50,7 +50,7 @@ class FlexSettings:
     """Step of Adam on latent vectors; their prior is the standard normal distribution."""
     freeze: float = 0.3
     """Share of the training in which latent vectors stay where they began, so that the motion is learned first."""
-    polish: int = 2
+    polish: int = 1
     """Gauss-Newton steps to each image's posterior at the end."""
     refine_poses: bool = False
     """Whether poses are refined with the motion; the molecule's own rigid motion is then taken out of it."""

@@ -11,20 +11,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryorbit.analysis.fsc import fourier_shell_correlation
-from cryorbit.data import Gaussians, ParticleStack, Volume
+from cryorbit.data import Gaussians, ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference.engine import Progress
-from cryorbit.inference.flex import FlexTraining, run_training
+from cryorbit.inference.flex import FlexTraining, pose_prior, run_training
+from cryorbit.inference.flex_latents import latent_posterior
+from cryorbit.inference.flex_likelihood import FlexLikelihood
 from cryorbit.inference.flex_settings import FlexSettings
 from cryorbit.inference.gaussian_fit import GaussianFitSettings, fit_gaussians
 from cryorbit.inference.linear_flex import LinearSettings, fit_linear
 from cryorbit.inference.observations import Observations, contrast_of, observe
+from cryorbit.models.deformation import GaussianModel
 from cryorbit.physics.backproject import Backprojector, prior_power_from_fsc
 
 _CHUNK = 256
-_LINEAR_DETAIL_PX = 4.0
-"""The linear start looks no closer than this many pixels: large motions show there, and it takes seconds."""
-_LEAST_VARIANCE = 1e-6
+_FIELDS = ("position_A", "amplitude", "width_A")
+_LINEAR_DETAIL_PX = 3.0
+"""The linear start looks no closer than this many pixels: motions show there, and it takes a minute."""
+_LEAST_VARIANCE = 1e-4
+"""Of the largest: components of less are not there, and their latent vectors stay at 0."""
+_POSE_DETAIL_PX = (8.0, 4.0, 2.5)
+"""Detail to which poses are brought onto the consensus, pixels, one after the other: at first a wrong shift must be less
+than half of a period."""
 
 
 def train_flex(
@@ -62,21 +70,24 @@ def train_flex(
         sign=contrast_of(stack, settings.contrast),
         generator=torch.Generator().manual_seed(settings.seed),
     )
-    state = dict(state or {})
-    if "anchor_position" not in state:
+    given, state = stack.pose, dict(state or {})
+    if "begun_rotation" not in state:
+        if settings.refine_poses:
+            observed = yield from posed_on_consensus(observed, settings)
+        begun = observed.stack.pose
+        assert begun is not None
         anchors = yield from first_gaussians(observed, settings, gaussians=gaussians, volume=volume)
-        state |= {
-            "anchor_position": anchors.position_A,
-            "anchor_amplitude": anchors.amplitude,
-            "anchor_width": anchors.width_A,
-        }
-    anchors = Gaussians(state["anchor_position"], state["anchor_amplitude"], state["anchor_width"])
-    if "first_z" not in state:
-        state["first_z"] = yield from first_latents(stack, settings)
-    training = FlexTraining(observed, anchors, state["first_z"], settings)
+        state |= {"begun_rotation": begun.rotation, "begun_shift_A": begun.shift_A}
+        state |= {f"begun_{name}": getattr(anchors, name) for name in _FIELDS}
+    stack = replace(stack, pose=Pose(state["begun_rotation"], state["begun_shift_A"]))
+    observed = replace(observed, stack=stack)
+    if "begun_z" not in state:
+        state["begun_z"] = yield from first_latents(stack, settings)
+    anchors = Gaussians(*(state[f"begun_{name}"] for name in _FIELDS))
+    training = FlexTraining(observed, anchors, state["begun_z"], settings, given=given)
     if "steps" in state:
         training.restore(state)
-    begun = {name: state[name] for name in ("anchor_position", "anchor_amplitude", "anchor_width", "first_z")}
+    begun = {name: value for name, value in state.items() if name.startswith("begun_")}
     for record in run_training(training):
         fraction = 0.3 + 0.7 * record.fraction
         yield replace(record, fraction=fraction, state=begun | record.state)
@@ -141,7 +152,39 @@ def first_latents(
         yield replace(record, fraction=0.1 + 0.2 * record.fraction, result=None, state={})
     assert record is not None  # a fit yields at least its end
     model = record.result
-    return (model.latent / model.variance.clamp_min(_LEAST_VARIANCE).sqrt()).to(torch.float32)
+    least = _LEAST_VARIANCE * float(model.variance.max())
+    return (model.latent / model.variance.clamp_min(least).sqrt()).to(torch.float32)
+
+
+def posed_on_consensus(
+    observed: Observations, settings: FlexSettings
+) -> Generator[Progress, None, Observations]:
+    """Poses brought onto the consensus, from coarse to fine, each round to Gaussians of the map that the last one gave."""
+    given = observed.stack.pose
+    assert given is not None  # checked by the caller
+    for turn, detail in enumerate(_POSE_DETAIL_PX):
+        anchors = yield from first_gaussians(observed, settings, gaussians=None, volume=None)
+        model = GaussianModel(anchors, deformation=None, gate=None, unit_A=observed.pixel_size_A)
+        likelihood = FlexLikelihood(observed, resolution_A=detail * observed.pixel_size_A)
+        prior = pose_prior(anchors, settings)
+        pose = observed.stack.pose
+        assert pose is not None
+        rotation, shift = pose.rotation.clone(), pose.shift_A.clone()
+        for rows in torch.arange(len(observed.stack)).split(_CHUNK):
+            found = latent_posterior(
+                model,
+                likelihood,
+                rows,
+                torch.zeros(len(rows), 1),
+                pose[rows],
+                given=given[rows],
+                prior=prior,
+                steps=2,
+            )
+            rotation[rows], shift[rows] = found.pose.rotation.to(rotation), found.pose.shift_A.to(shift)
+        yield Progress("poses on the consensus", turn + 1, len(_POSE_DETAIL_PX), 0.05, {})
+        observed = replace(observed, stack=replace(observed.stack, pose=Pose(rotation, shift)))
+    return observed
 
 
 def _scaled(gaussians: Gaussians, consensus: Volume) -> Gaussians:
