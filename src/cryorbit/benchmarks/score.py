@@ -119,10 +119,16 @@ def _row_of(numbers: Mapping[str, Any], *, seconds: float | None, visits: int | 
 
 
 class ScoreFile:
-    """Rows in a JSON file (a list), complete at any moment, safe to add to from several threads."""
+    """Rows in a JSON file (a list), complete at any moment, safe to add to from several threads.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    Parameters
+    ----------
+    key
+        Fields that make a row the same row.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, key: Sequence[str] = KEY) -> None:
+        self.path, self.key = Path(path), tuple(key)
         self._lock = threading.Lock()
         self.rows: list[dict[str, Any]] = self._read()
 
@@ -138,8 +144,13 @@ class ScoreFile:
         return rows
 
     def has(self, row: Mapping[str, Any]) -> bool:
-        """Whether there is a row of the same structure, SNR, seed and method."""
-        return any(all(known.get(name) == row[name] for name in KEY) for known in self.rows)
+        """Whether there is a row of the same key: structure, SNR, seed and method unless told otherwise."""
+        return self.find(row) is not None
+
+    def find(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The first row of the same key, None where there is none."""
+        same = (known for known in self.rows if all(known.get(name) == row[name] for name in self.key))
+        return next(same, None)
 
     def add(self, *rows: Mapping[str, Any]) -> None:
         """Append the rows that are not there yet, and write the file."""

@@ -41,7 +41,10 @@ PEER_TIMES = 100.0
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Run ab initio on simulated stacks and score it; rows that are in the file are not run again."""
+    """Run ab initio on simulated stacks and score it; rows that are in the file are not run again.
+
+    `cryorbit bench flex`, heterogeneity, has options of its own: see its --help.
+    """
 
     what: tyro.conf.Positional[Literal["abinitio", "refine", "amortised", "poses"]]
     """Which benchmark."""

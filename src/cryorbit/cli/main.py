@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "relion-external": ("relion_external", "a verb as a job of RELION's type External"),
     "report": ("report", "write report.html anew from the files of a run"),
     "doctor": ("doctor", "versions, devices, threads, memory and disk of this installation"),
-    "bench": ("bench", "score ab initio runs on simulated stacks, beside chance, oracle and peers"),
+    "bench": ("bench", "score runs on simulated stacks, beside chance, oracle and peers; also `bench flex`"),
 }
 """Verb -> (module in this folder, one line for the help)."""
 
@@ -63,6 +63,9 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 """Verbs of two words: the second one -> (module in this folder, one line for the help)."""
+
+OWN_SETTINGS: dict[str, str] = {"bench flex": "bench_flex"}
+"""Second words that have options of their own, of verbs that read them as an argument -> module in this folder."""
 
 OWN_ARGUMENTS = ("relion-external",)
 """Verbs whose module reads its arguments itself, since another program chose their form."""
@@ -104,7 +107,10 @@ def _found(arguments: list[str]) -> tuple[str, ModuleType, list[str]] | None:
         If there is no such verb.
     """
     verb, rest = arguments[0], arguments[1:]
-    if verb in SUBVERBS:
+    both = " ".join(arguments[:2])
+    if both in OWN_SETTINGS:
+        verb, name, rest = both, OWN_SETTINGS[both], rest[1:]
+    elif verb in SUBVERBS:
         if not rest or rest[0] in ("-h", "--help", "help"):
             return None
         second, rest = rest[0], rest[1:]
