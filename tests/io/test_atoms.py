@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryorbit.errors import BadFile
-from cryorbit.io.atoms import read_atoms
+from cryorbit.errors import BadFile, BadInput
+from cryorbit.io.atoms import read_atoms, write_model_frames
 
 PDB = """\
 REMARK 350 BIOMOLECULE: 1
@@ -126,3 +126,30 @@ def test_names_of_molecular_dynamics_are_read_as_the_elements_they_mean(tmp_path
     path = tmp_path / "frames.pdb"
     path.write_text("\n".join(lines) + "\nEND\n")
     assert read_atoms(path).atomic_number.tolist() == [6, 1, 1, 7, 16, 8, 20]
+
+
+@pytest.mark.parametrize("ending", [".pdb", ".cif"])
+def test_frames_of_a_model_keep_all_but_the_places(pdb, tmp_path, ending):
+    """One model per frame; atoms, waters, names and occupancies as in the source, places to the format's digits."""
+    atoms = read_atoms(pdb, waters="keep")
+    shifts = torch.tensor([[0.0, 0.0, 0.0], [1.5, -2.0, 0.25], [-20.0, 3.0, 7.0]])
+    frames = atoms.position_A + shifts[:, None]
+    target = tmp_path / f"moved{ending}"
+    write_model_frames(pdb, target, frames)
+    for number in range(3):
+        back = read_atoms(target, model=number + 1, waters="keep")
+        torch.testing.assert_close(back.position_A, frames[number], rtol=0, atol=6e-4)  # three decimals
+        assert back.atom_name.tolist() == atoms.atom_name.tolist()
+        assert back.atomic_number.tolist() == atoms.atomic_number.tolist()
+        assert torch.equal(back.occupancy, atoms.occupancy)
+    with pytest.raises(BadFile, match="model 4 asked for, but it has 3"):
+        read_atoms(target, model=4)
+
+
+def test_frames_that_do_not_fit_are_refused(pdb, tmp_path):
+    atoms = read_atoms(pdb, waters="keep")
+    with pytest.raises(BadInput, match="has 5 atoms"):
+        write_model_frames(pdb, tmp_path / "a.pdb", atoms.position_A[None, :4])
+    with pytest.raises(BadInput, match="does not fit"):
+        write_model_frames(pdb, tmp_path / "a.pdb", atoms.position_A[None] + 2000)
+    assert not (tmp_path / "a.pdb").exists()

@@ -43,6 +43,7 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
         "predict": ("poses_predict", "poses of new particles with a trained network"),
     },
     "flex": {
+        "fit": ("flex_fit", "a map as 3D Gaussians: .ply, .safetensors or pseudo-atoms"),
         "train": ("flex_train", "learn motions and compositions from particles with poses"),
     },
     "particles": {

@@ -151,6 +151,47 @@ def write_moved_model(
     _write_structure(target, structure)
 
 
+def write_model_frames(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], position_A: torch.Tensor
+) -> None:
+    """Write a model file with its atoms at other places, one model per frame; all else that the format holds is kept.
+
+    Parameters
+    ----------
+    position_A
+        Shape (frames, n, 3), atoms in the order of `read_atoms(source, waters="keep")`.
+
+    Raises
+    ------
+    BadInput
+        If the number of atoms differs, or a place does not fit the columns of a PDB file.
+    BadFile
+        If the source cannot be read, the target's ending is unknown, or the disk refuses.
+    """
+    structure = _read_structure(source)
+    frames = position_A.detach().cpu().double()
+    n = sum(len(residue) for chain in structure[0] for residue in chain)
+    if frames.shape[1:] != (n, 3):
+        raise BadInput(
+            f"{source}: has {n} atoms, positions have shape {tuple(frames.shape)}. Keep the waters."
+        )
+    if os.path.splitext(os.fspath(target))[1].lower() != ".cif" and bool((frames.abs() >= 999.9995).any()):
+        raise BadInput(
+            f"{target}: an atom's place does not fit the columns of a PDB file. Write a .cif file."
+        )
+    first = structure[0].clone()
+    while len(structure):
+        del structure[0]
+    for number, places in enumerate(frames.tolist()):
+        model = first.clone()
+        model.num = number + 1
+        atoms = (atom for chain in model for residue in chain for atom in residue)
+        for atom, place in zip(atoms, places, strict=True):
+            atom.pos = gemmi.Position(*place)
+        structure.add_model(model)
+    _write_structure(target, structure)
+
+
 def _write_structure(target: str | os.PathLike[str], structure: gemmi.Structure) -> None:
     kind = _FORMATS.get(os.path.splitext(os.fspath(target))[1].lower())
     if kind is None:
