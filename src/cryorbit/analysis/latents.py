@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -231,6 +232,28 @@ def _map_of_all(points: np.ndarray, components: int, k: int) -> tuple[np.ndarray
     chosen = torch.arange(len(points) - 2, len(points) - 2 - components, -1)
     coordinate = values[chosen] * vectors[:, chosen] / torch.from_numpy(root)[:, None]
     return (coordinate / coordinate.std(0)).numpy(), scale
+
+
+def umap_plane(latents: Float[Tensor, "n d"], *, seed: int = 0) -> Float[Tensor, "n 2"]:
+    """Two coordinates by UMAP (McInnes et al. 2018), which keeps neighbours together; distances far apart mean little.
+
+    Raises
+    ------
+    BadInput
+        If the package umap-learn is not installed.
+    """
+    points = _checked(latents, "umap_plane").numpy()
+    try:
+        umap = importlib.import_module("umap")
+    except ImportError as error:
+        raise BadInput(
+            "UMAP needs the package umap-learn, which is not installed. Install it (pip install umap-learn), or use the "
+            "diffusion map, which needs nothing."
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that a seed makes it run on one core
+        plane = umap.UMAP(n_components=2, random_state=seed).fit_transform(points)
+    return torch.from_numpy(np.asarray(plane, dtype=np.float64))
 
 
 def circular_coordinate(plane: Float[Tensor, "n 2"]) -> Float[Tensor, "n"]:
