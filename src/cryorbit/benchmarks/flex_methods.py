@@ -122,18 +122,19 @@ def settings_of(name: str, data: FlexData, task: FlexTask) -> FlexSettings:
     if name == MLP:
         return FlexSettings(
             latents="encoder",
+            encoder="image",
             deformation="mlp",
             gates=True,
             start="zero",
             latent=10,
             epochs=20,
-            polish=0,
+            polish=False,
             threads=threads,
             seed=task.seed,
         )
     ours = FlexSettings(threads=threads, seed=task.seed)
     if name == ENCODED:
-        return replace(ours, latents="encoder", polish=0)
+        return replace(ours, latents="encoder", polish=False)
     if name == REFINED:
         # The prior is told how large the errors are, per axis; --refine-poses has options for it.
         angle = task.pose_error_deg / math.sqrt(3) or ours.pose_sd_deg

@@ -101,30 +101,25 @@ def verdict(rows: Sequence[Row]) -> list[str]:
 
 
 def _of_set(dataset: str, rows: list[Row]) -> list[str]:
-    lines = []
     ours = [row for row in rows if row["method"] == OURS]
-    if ours:
-        name, score = ours[0]["score_name"], sum(row["score"] for row in ours) / len(ours)
-        if name in SCORE_BARS:
-            lines.append(_bar(f"{dataset}: {name} > {SCORE_BARS[name]}", score, score > SCORE_BARS[name]))
-        lines.append(
-            _bar(f"{dataset}: fsc area / oracle >= {AREA_BAR}", _ratio(ours), _ratio(ours) >= AREA_BAR)
-        )
-    others = [m for m in _methods(rows) if m not in (CHANCE, ORACLE, OURS)]
-    for method in others if ours else []:
+    if not ours:
+        return []
+    name, score, ratio = ours[0]["score_name"], _average(ours), _ratio(ours)
+    lines = []
+    if name in SCORE_BARS:
+        lines.append(_bar(f"{dataset}: {name} > {SCORE_BARS[name]}", score, score > SCORE_BARS[name]))
+    lines.append(_bar(f"{dataset}: fsc area / oracle >= {AREA_BAR}", ratio, ratio >= AREA_BAR))
+    for method in _methods(rows):
         theirs = [row for row in rows if row["method"] == method]
-        more = sum(row["score"] for row in theirs) / len(theirs)
-        better = [
-            text
-            for text, wins in (
-                (f"score {more:.3f}", more >= score),
-                (f"fsc area / oracle {_ratio(theirs):.3f}", _ratio(theirs) >= _ratio(ours)),
-            )
-            if wins
-        ]
-        if better:
+        better = [f"score {_average(theirs):.3f}"] if _average(theirs) >= score else []
+        better += [f"fsc area / oracle {_ratio(theirs):.3f}"] if _ratio(theirs) >= ratio else []
+        if better and method not in (CHANCE, ORACLE, OURS):
             lines.append(f"note {dataset}: {method} does as well as ours or better: {', '.join(better)}")
     return lines
+
+
+def _average(rows: list[Row]) -> float:
+    return sum(row["score"] for row in rows) / len(rows)
 
 
 def _bar(text: str, value: float, met: bool) -> str:

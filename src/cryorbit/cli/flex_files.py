@@ -1,4 +1,4 @@
-"""The files of a flex run: the model, and what is known of every image, in one safetensors file each."""
+"""The files of a flex run: the model, what is known of every image, and an encoder, in one safetensors file each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from cryorbit.errors import BadFile
 
 if TYPE_CHECKING:
     from cryorbit.inference.flex import FlexResult
+    from cryorbit.inference.flex_encoder import FlexEncoder
     from cryorbit.inference.flex_settings import FlexSettings
 
-MODEL, LATENTS = "model.safetensors", "latents.safetensors"
+MODEL, LATENTS, ENCODER = "model.safetensors", "latents.safetensors", "encoder.safetensors"
 _KIND, _VERSION = "flex", 1
 _SHAPING = ("deformation", "latent", "rank", "parts", "nodes", "width", "gates")
 
 
 def save_flex(folder: Path, result: FlexResult, settings: FlexSettings) -> None:
     """Write `model.safetensors` and `latents.safetensors` into a folder, each whole or not at all.
+
+    A result that has an encoder leaves it in `encoder.safetensors`.
 
     Raises
     ------
@@ -44,6 +47,8 @@ def save_flex(folder: Path, result: FlexResult, settings: FlexSettings) -> None:
         "misfit": result.misfit,
     }
     save_state(folder / LATENTS, tensors, {"kind": _KIND + " latents", "version": _VERSION})
+    if result.encoder is not None:
+        _save_encoder(folder / ENCODER, result.encoder)
 
 
 def load_flex(folder: Path) -> tuple[FlexResult, FlexSettings]:
@@ -77,8 +82,42 @@ def load_flex(folder: Path) -> tuple[FlexResult, FlexSettings]:
         numbers=shell["numbers"],
         box=shell["box"],
         pixel_size_A=shell["pixel_size_A"],
+        encoder=_load_encoder(folder / ENCODER) if (folder / ENCODER).exists() else None,
     )
     return result, settings
+
+
+def _save_encoder(path: Path, encoder: FlexEncoder) -> None:
+    """The network's weights, and what it looks at."""
+    from cryorbit.io.checkpoint import save_state
+
+    features = encoder.features.state()
+    shell = {"kind": _KIND + " encoder", "version": _VERSION, "features": encoder.features.name}
+    tensors = {f"network.{name}": value for name, value in encoder.network.state_dict().items()}
+    save_state(path, tensors | {f"features.{name}": value for name, value in features.items()}, shell)
+
+
+def _load_encoder(path: Path) -> FlexEncoder:
+    """What `_save_encoder` wrote."""
+    from cryorbit.inference.flex_encoder import FlexEncoder
+    from cryorbit.inference.image_features import features_of_state
+    from cryorbit.io.checkpoint import load_state
+    from cryorbit.models.latent_encoder import LatentEncoder
+
+    values, shell = load_state(path)
+    if shell.get("kind") != _KIND + " encoder":
+        raise BadFile(f"{path}: not the encoder of a flex run. Remove it, or train anew.")
+    parts: dict[str, dict[str, Any]] = {"network": {}, "features": {}}
+    for name, value in values.items():
+        first, rest = name.split(".", 1)
+        parts[first][rest] = value
+    weights = parts["network"]
+    width, features = weights["first.weight"].shape
+    network = LatentEncoder(
+        features, len(weights["about_mean"]), latent=len(weights["last.bias"]) // 2, width=width
+    )
+    network.load_state_dict(weights)
+    return FlexEncoder(network.eval(), features_of_state(shell["features"], parts["features"]))
 
 
 def _model_of(weights: dict[str, Any], settings: FlexSettings, shell: dict[str, Any], folder: Path) -> Any:

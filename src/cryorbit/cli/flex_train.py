@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cryorbit.inference.flex import FlexResult
 
 GAUSSIANS = "gaussians.safetensors"
-OUTPUTS = ("model.safetensors", "latents.safetensors", GAUSSIANS, "particles.star")
+OUTPUTS = ("model.safetensors", "latents.safetensors", "encoder.safetensors", GAUSSIANS, "particles.star")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,19 +20,14 @@ from cryorbit.data import Gaussians, ParticleStack, Pose
 from cryorbit.errors import BadInput
 from cryorbit.inference.amortised_map import pack, unpack
 from cryorbit.inference.engine import Progress, generator_from
+from cryorbit.inference.flex_encoder import AmortisedLatents
 from cryorbit.inference.flex_latents import PosePrior, Posterior, RowTable, latent_posterior
 from cryorbit.inference.flex_likelihood import FlexLikelihood
+from cryorbit.inference.flex_priors import MotionPriors
+from cryorbit.inference.flex_result import FlexResult
 from cryorbit.inference.flex_settings import FlexSettings
 from cryorbit.inference.observations import Observations
-from cryorbit.models.deformation import GaussianModel, make_gaussian_model
-from cryorbit.models.motion_priors import (
-    clash_energy,
-    elastic_energy,
-    neighbour_pairs,
-    pair_lengths,
-    smoothness,
-    without_rigid_motion,
-)
+from cryorbit.models.deformation import make_gaussian_model
 from cryorbit.models.pose_encoder import seeded
 
 _RECORD_EVERY = 20
@@ -41,36 +35,6 @@ _RECORD_EVERY = 20
 _WARM_UP = 0.1
 """Share of the training over which rates rise."""
 POSTERIOR_BATCH = 64
-
-
-@dataclass(frozen=True, eq=False)
-class FlexResult:
-    """What was learned from a stack.
-
-    Parameters
-    ----------
-    model
-        z -> Gaussians, light protein, on the images' grey scale.
-    z, precision
-        Each image's latent vector, the mode of its posterior, (n, d), and its precision (n, d, d).
-    pose
-        Given, or refined.
-    misfit
-        Half chi-square of each image, nats.
-    numbers
-        Whitened real numbers in an image: twice the misfit of a true model, on average.
-    box, pixel_size_A
-        Grid of the images, on which maps are decoded.
-    """
-
-    model: GaussianModel
-    z: Float[Tensor, "n d"]
-    precision: Float[Tensor, "n d d"]
-    pose: Pose
-    misfit: Float[Tensor, "n"]
-    numbers: int
-    box: int
-    pixel_size_A: float
 
 
 class FlexTraining:
@@ -124,9 +88,10 @@ class FlexTraining:
         self.z = RowTable(z.to(torch.float32))
         self.precision = torch.eye(s.latent).repeat(len(z), 1, 1)
         self.misfit = torch.full((len(z),), torch.nan)
-        self.pairs = neighbour_pairs(anchors.position_A)
-        rest = pair_lengths(anchors.position_A / observed.pixel_size_A, self.pairs)
-        self.rest, self.least = rest, 0.5 * float(rest.median())
+        self.priors = MotionPriors(anchors, s, unit_A=observed.pixel_size_A)
+        self.amortised: AmortisedLatents | None = None
+        if s.latents == "encoder":
+            self.amortised = AmortisedLatents(self.likelihood, pose, anchors, s, self.generator)
         self.optimiser = torch.optim.Adam(self._groups(), betas=(0.9, 0.99))
         n = len(z)
         self.steps_wanted = max(1, s.epochs * n // s.batch)
@@ -157,38 +122,33 @@ class FlexTraining:
         for group in self.optimiser.param_groups:
             group["lr"] = group["share"] * factor
         learn_z = self.progress >= self.settings.freeze
-        z = self.z.values[rows].requires_grad_(learn_z)
+        z, nats = self._latents(rows, learn=learn_z)
         data = self.likelihood.transforms(rows)
         gaussians = self.model(z)
         misfit = self.likelihood.misfit(self.likelihood.model(gaussians, self.pose[rows], rows), data)
-        loss = (misfit.mean() + self._priors(gaussians)) / self.likelihood.count
+        loss = (misfit.mean() + nats + self.priors(self.model, gaussians)) / self.likelihood.count
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        if learn_z:
+        if self.amortised is not None:
+            self.amortised.step(factor)
+        elif learn_z:
             assert z.grad is not None  # it was asked for above
             grad = z.grad * len(rows) * self.likelihood.count + z.detach()
             self.z.step(rows, grad, rate=self.settings.latent_rate * factor)
         self.steps += 1
         return float(misfit.detach().mean()) / self.likelihood.count
 
-    def _priors(self, gaussians: Gaussians) -> Tensor:
-        """Nats per image of the priors that are asked for."""
-        s, total = self.settings, torch.zeros(())
-        position = gaussians.position_A / self.model.unit_A
-        if s.elastic:
-            total = total + s.elastic * elastic_energy(position, self.rest, self.pairs)
-        if s.smooth:
-            total = total + s.smooth * smoothness(position - self.model.position, self.pairs)
-        if s.clash:
-            total = total + s.clash * clash_energy(position, self.pairs, least=self.least)
-        if s.refine_poses:
-            # A soft gauge: what poses can do is not the motion's to do.
-            moved = position - self.model.position.detach()
-            weight = gaussians.amplitude.detach().mean(0)
-            rigid = moved - without_rigid_motion(moved, self.model.position.detach(), weight)
-            total = total + rigid.square().sum(-1).mean()
-        return total
+    def _latents(self, rows: Int[Tensor, "b"], *, learn: bool) -> tuple[Tensor, Tensor]:
+        """Latent vectors that gradients reach if they are learned now, and an encoder's own loss, nats per image."""
+        if self.amortised is not None:
+            return self.amortised.draw(rows, self.z.values[rows], progress=self.progress)
+        return self.z.values[rows].requires_grad_(learn), torch.zeros(())
+
+    def read_latents(self) -> None:
+        """An encoder's means become the latent vectors that are polished."""
+        if self.amortised is not None:
+            self.z.values = self.amortised.means()
 
     def _next_rows(self) -> Int[Tensor, "b"]:
         """The next batch of a shuffled epoch."""
@@ -198,7 +158,7 @@ class FlexTraining:
         return rows
 
     def polish(self, rows: Int[Tensor, "b"]) -> Posterior:
-        """A Gauss-Newton step of some images; it is taken over."""
+        """A Gauss-Newton step of some images; it is taken over. Their precision alone where settings ask for no step."""
         found = latent_posterior(
             self.model,
             self.likelihood,
@@ -207,6 +167,7 @@ class FlexTraining:
             self.pose[rows],
             given=self.given[rows],
             prior=self.prior,
+            steps=1 if self.settings.polish or self.prior is not None else 0,
         )
         self.z.values[rows], self.precision[rows] = found.z, found.precision
         self.misfit[rows] = found.misfit
@@ -229,6 +190,7 @@ class FlexTraining:
             "misfit": self.misfit,
             **self.z.state("z"),
             **pack("model", self.model, self.optimiser),
+            **({} if self.amortised is None else self.amortised.state()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -239,6 +201,8 @@ class FlexTraining:
         self.precision, self.misfit = state["precision"].clone(), state["misfit"].clone()
         self.z.restore("z", state)
         unpack("model", state, self.model, self.optimiser)
+        if self.amortised is not None:
+            self.amortised.restore(state)
 
     def result(self) -> FlexResult:
         """What is known now."""
@@ -251,6 +215,7 @@ class FlexTraining:
             self.likelihood.count,
             self.observed.box,
             self.observed.pixel_size_A,
+            None if self.amortised is None else self.amortised.encoder,
         )
 
 
@@ -272,29 +237,28 @@ def _one_cycle(progress: float) -> float:
 
 
 def run_training(training: FlexTraining) -> Iterator[Progress]:
-    """Steps, with passes of Gauss-Newton over all images between and after them; the last record carries the `FlexResult`.
-
-    With poses that move the first pass comes halfway, so that the Gaussians learn from better poses too.
-    """
+    """Rounds of steps, each with a pass of Gauss-Newton over all images; the last record carries the `FlexResult`."""
     s, batches = training.settings, torch.arange(len(training.z.values)).split(POSTERIOR_BATCH)
-    passes = max(s.polish, 1)
-    halfway = (training.steps_wanted // 2, len(batches)) if s.refine_poses else (0, 0)
+    rounds = max(s.rounds, 2 if s.refine_poses else 1)
     # A pass renders each image d + 2 times or d + 7 times; a step of training about three times.
     cost = (s.latent + 2 + 5 * s.refine_poses) / 3 * POSTERIOR_BATCH / s.batch
-    total = training.steps_wanted + cost * (halfway[1] + passes * len(batches))
+    total = training.steps_wanted + cost * rounds * len(batches)
 
     def record(stage: str, done: int, wanted: int, metrics: dict[str, float]) -> Progress:
         fraction = (training.steps + cost * training.polished) / total
         visits = {"image_visits": float(training.steps * s.batch)}
         return Progress(stage, done, wanted, min(fraction, 0.99), metrics | visits, training.state())
 
-    for steps, polished in (halfway, (training.steps_wanted, halfway[1] + passes * len(batches))):
+    for turn in range(1, rounds + 1):
+        steps, polished = training.steps_wanted * turn // rounds, turn * len(batches)
         while training.steps < steps:
             misfits = [training.step() for _ in range(min(_RECORD_EVERY, steps - training.steps))]
             mean = {"misfit_per_number": sum(misfits) / len(misfits)}
             yield record("learning", training.steps, training.steps_wanted, mean)
         while training.polished < polished:
             for _ in range(min(_RECORD_EVERY, polished - training.polished)):
+                if training.polished % len(batches) == 0:
+                    training.read_latents()
                 training.polish(batches[training.polished % len(batches)])
                 training.polished += 1
             known = training.misfit[~training.misfit.isnan()].mean()
