@@ -45,6 +45,7 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     "flex": {
         "fit": ("flex_fit", "a map as 3D Gaussians: .ply, .safetensors or pseudo-atoms"),
         "train": ("flex_train", "learn motions and compositions from particles with poses"),
+        "analyze": ("flex_analyze", "what a run found: groups, maps along axes and paths, motions, film, report"),
     },
     "particles": {
         "expand": ("particles_expand", "one row per symmetric copy of each particle"),

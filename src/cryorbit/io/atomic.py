@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,47 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block ends well, in place of what was there.
+
+    If the block raises, the temporary folder is removed and `path` keeps what it had; if the process is killed, the
+    temporary folder stays, hidden, and the next call for the same path removes it. Relative links from inside are those of
+    `path`, since both lie in one folder.
+
+    Raises
+    ------
+    BadFile
+        If the folder cannot be made or put in place.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "made"
+    >>> with atomic_folder(target) as temporary:
+    ...     _ = (temporary / "a.txt").write_text("whole")
+    >>> [p.name for p in target.iterdir()]
+    ['a.txt']
+    """
+    target = Path(path)
+    temporary, old = (target.with_name(f".{target.name}.{word}") for word in ("unfinished", "replaced"))
+    try:
+        if old.exists() and not target.exists():  # killed between the two renames below
+            os.replace(old, target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
+        shutil.rmtree(old, ignore_errors=True)
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise write_failure(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
 
 
 def _umask() -> int:

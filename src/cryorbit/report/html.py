@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +14,9 @@ from cryorbit.analysis.fsc import fourier_shell_correlation, phase_randomised_fs
 from cryorbit.analysis.masks import automatic_mask
 from cryorbit.errors import BadInput
 from cryorbit.io.atomic import atomic_path
-from cryorbit.report.claims import claims
+from cryorbit.report.claims import Claim, claims
 from cryorbit.report.data import ReportData
-from cryorbit.report.page import text_of
+from cryorbit.report.page import Section, text_of
 from cryorbit.report.pose_sections import looks_mirrored
 from cryorbit.report.sections import sections
 from cryorbit.report.style import house_style
@@ -133,31 +134,62 @@ def _notes(data: ReportData) -> list[str]:
     return notes
 
 
-def render_html(data: ReportData) -> str:
-    """The whole page as text."""
-    data = with_curves(data)
+def page_html(
+    *,
+    title: str,
+    verdict: str,
+    verdict_level: str,
+    verdict_word: str,
+    cards: Sequence[Card],
+    notes: Sequence[str],
+    sections: Sequence[Section],
+    claims: Sequence[Claim],
+    command: str,
+    versions: Mapping[str, object],
+    settings: Mapping[str, object],
+    date: str,
+) -> str:
+    """A page of the house's form as text: verdict, cards, sections, claims, how it was made."""
     environment = Environment(
         loader=PackageLoader("cryorbit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    word = _VERDICT_WORDS[data.verdict_level]
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        subtitle=date,
+        verdict=verdict,
+        verdict_level=verdict_level,
+        verdict_word="" if verdict.lower().startswith(verdict_word.lower()) else verdict_word,
+        cards=cards,
+        notes=notes,
+        sections=sections,
+        claims=claims,
+        command=command,
+        versions=[(str(k), text_of(v)) for k, v in versions.items()],
+        settings=[(str(k), text_of(v)) for k, v in settings.items()],
+        date=date,
+    )
+
+
+def render_html(data: ReportData) -> str:
+    """The whole page as text."""
+    data = with_curves(data)
     with house_style():
         shown = sections(data)
-    return environment.get_template("report.html.j2").render(
+    return page_html(
         title=data.title,
-        subtitle=data.date,
         verdict=data.verdict,
         verdict_level=data.verdict_level,
-        verdict_word="" if data.verdict.lower().startswith(word.lower()) else word,
+        verdict_word=_VERDICT_WORDS[data.verdict_level],
         cards=cards(data),
         notes=_notes(data),
         sections=shown,
         claims=claims(data),
         command=data.command,
-        versions=[(str(k), text_of(v)) for k, v in data.versions.items()],
-        settings=[(str(k), text_of(v)) for k, v in data.settings.items()],
+        versions=data.versions,
+        settings=data.settings,
         date=data.date,
     )
 

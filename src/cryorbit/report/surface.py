@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,7 @@ def render_surface(
     level: float | None = None,
     paint: Paint | None = None,
     views: tuple[str, ...] = OF_A_REPORT,
+    edge: int | None = None,
 ) -> Surface | None:
     """Draw the map at a density from some sides; small detached specks are left out. None if it is all flat.
 
@@ -107,6 +109,8 @@ def render_surface(
         Colours by a second map; None takes the distance from the centre.
     views
         Names of `VIEWS`.
+    edge
+        Voxels across a picture, so that several maps are drawn to one scale; None: what holds this one.
     """
     values = volume.values.float().cpu()
     if not bool(torch.isfinite(values).all()) or float(values.std()) == 0:
@@ -119,7 +123,7 @@ def render_surface(
     near = torch.from_numpy(ndimage.binary_dilation(kept.numpy(), iterations=2))
     values = torch.where(near | ~solid, values, values.new_tensor(chosen).clamp(max=0.0))
     values = torch.where(near, values, values.clamp(max=chosen - 1e-6 * abs(chosen)))
-    edge = _visible_edge(kept)
+    edge = _visible_edge(kept) if edge is None else min(edge, volume.box)
     fine = _refined(box_crop(values, edge, ndim=3))
     pictures = {}
     for name, (axes, turned) in ((view, VIEWS[view]) for view in views):
@@ -127,6 +131,14 @@ def render_surface(
         own = None if paint is None else paint.at(_in_map(seen.points, axes, turned, fine.shape[0], edge))
         pictures[name] = _picture(seen, own)
     return Surface(pictures, chosen, edge * volume.pixel_size_A)
+
+
+def common_edge(volumes: Sequence[Volume], level: float) -> int:
+    """Voxels across a picture that holds each of some maps of one grid at a density."""
+    edges = [
+        _visible_edge(without_dust(solid)) for v in volumes if bool((solid := v.values.cpu() > level).any())
+    ]
+    return max(edges, default=volumes[0].box)
 
 
 def _visible_edge(solid: Tensor) -> int:

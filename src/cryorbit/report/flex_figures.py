@@ -1,0 +1,264 @@
+"""Pictures of a heterogeneity run: its cloud of particles, its maps side by side and as a film, its motions."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from cryorbit.analysis.masks import density_level
+from cryorbit.data import Gaussians, Volume
+from cryorbit.physics.splat import gaussians_to_map
+from cryorbit.report.style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    bare,
+    figure,
+    png_address,
+    round_length_A,
+    svg_address,
+)
+from cryorbit.report.surface import Paint, common_edge, render_surface
+
+_BOX = 96
+"""Pictures are drawn of maps of at most this box: their details are finer than Gaussians of a few hundred are."""
+_MOST_DOTS = 20_000
+_FILM_MS = 110
+_MOTION = np.array([[0.80, 0.84, 0.88], [0.45, 0.66, 0.85], [0.98, 0.80, 0.36], [0.85, 0.30, 0.20]])
+"""Colours from no motion, grey, to the largest, red."""
+
+
+def group_colours(count: int) -> np.ndarray:
+    """A colour per group, (count, 3)."""
+    name = "tab10" if count <= 10 else "tab20"
+    table = np.asarray(colormaps[name](np.arange(count) % colormaps[name].N))
+    return table[:, :3]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One frame, one scale and one contour for all pictures of a run.
+
+    Parameters
+    ----------
+    view
+        Rotation into the picture's frame, (3, 3).
+    box, pixel_size_A
+        Grid that is drawn.
+    level
+        Density of the surface.
+    edge
+        Voxels across a picture.
+    """
+
+    view: Float[Tensor, "3 3"]
+    box: int
+    pixel_size_A: float
+    level: float
+    edge: int
+
+    @classmethod
+    def of(
+        cls, all_gaussians: Sequence[Gaussians], view: Float[Tensor, "3 3"], *, box: int, pixel_size_A: float
+    ) -> Stage:
+        """What holds all of some conformations; the contour is that of the first."""
+        small = min(box, _BOX)
+        bare_stage = cls(view, small, box * pixel_size_A / small, 0.0, small)
+        maps = [bare_stage.map_of(g) for g in all_gaussians]
+        level = float(density_level(maps[0].values))
+        return cls(view, small, bare_stage.pixel_size_A, level, common_edge(maps, level))
+
+    @property
+    def edge_A(self) -> float:
+        """Width of a picture."""
+        return self.edge * self.pixel_size_A
+
+    def map_of(self, gaussians: Gaussians) -> Volume:
+        """The map in the picture's frame."""
+        turned = gaussians.moved(self.view, torch.zeros(3))
+        return gaussians_to_map(turned, box=self.box, pixel_size_A=self.pixel_size_A)
+
+    def draw(
+        self, gaussians: Gaussians, *, views: tuple[str, ...] = ("front",), paint: Paint | None = None
+    ) -> list[np.ndarray]:
+        """RGBA of the surface from some sides, blank where nothing is above the contour."""
+        surface = render_surface(
+            self.map_of(gaussians), level=self.level, views=views, edge=self.edge, paint=paint
+        )
+        if surface is None:
+            return [np.zeros((2 * self.edge, 2 * self.edge, 4))] * len(views)
+        return [surface.pictures[name] for name in views]
+
+
+def cloud_figure(
+    points: Float[Tensor, "n 2"],
+    label: Int[Tensor, "n"],
+    marked: Int[Tensor, "k"],
+    *,
+    names: tuple[str, str],
+    lines: Sequence[Float[Tensor, "m 2"]] = (),
+) -> str:
+    """Particles as dots coloured by group, numbers at the particles `marked`, lines through series of latents."""
+    fig = figure(5.6, 4.6)
+    axes = fig.add_subplot()
+    rows = torch.linspace(0, len(points) - 1, min(len(points), _MOST_DOTS)).long()
+    colours = group_colours(len(marked))
+    x, y = points[rows].T.numpy()
+    size = float(np.clip(4000 / len(rows), 1.5, 14))
+    axes.scatter(x, y, c=colours[label[rows].numpy()], s=size, linewidths=0, alpha=0.75)
+    for line, colour in zip(lines, (INK, ORANGE), strict=False):
+        axes.plot(*line.T.numpy(), color=colour, linewidth=1.3, marker="o", markersize=3)
+    for k, row in enumerate(marked.tolist()):
+        axes.annotate(
+            str(k + 1),
+            points[row].tolist(),
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            color=INK,
+            bbox={"boxstyle": "circle,pad=0.22", "fc": "white", "ec": colours[k], "lw": 1.6},
+        )
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    return png_address(fig)
+
+
+def variance_figure(variance: Float[Tensor, "c"], *, doubtful: float, seen: float) -> str:
+    """Variance per axis beside what noise alone gives."""
+    fig = figure(4.6, 4.6)
+    axes = fig.add_subplot()
+    place = np.arange(1, len(variance) + 1)
+    axes.bar(place, variance.numpy(), color=BLUE, width=0.62)
+    axes.axhspan(0, doubtful, color=ORANGE, alpha=0.16, linewidth=0)
+    axes.axhline(seen, color=ORANGE, linewidth=1.2, linestyle="--")
+    axes.set_yscale("symlog", linthresh=5)
+    top = max(float(variance.max()), seen) * 1.3
+    axes.set_ylim(0, top)
+    ticks = [t for t in (0, 1, 2, 3, 4, 5, 10, 20, 50, 100, 200, 500, 1000, 10000) if t <= top]
+    axes.set_yticks(ticks, [str(t) for t in ticks])
+    axes.minorticks_off()
+    axes.set_xticks(place)
+    axes.set_xlabel("Principal component")
+    axes.set_ylabel("Variance (error variances)")
+    return svg_address(fig)
+
+
+def misfit_figure(chi_square: Float[Tensor, "n"]) -> str:
+    """How well the model explains each image."""
+    fig = figure(5.6, 3.3)
+    axes = fig.add_subplot()
+    values = chi_square.double()
+    low, high = torch.quantile(values[: 10**6], torch.tensor([0.002, 0.998], dtype=values.dtype)).tolist()
+    span = max(high - low, 1e-6)
+    bins = np.linspace(low - 0.1 * span, high + 0.1 * span, 60)
+    axes.hist(values.clamp(bins[0], bins[-1]).numpy(), bins=bins, color=BLUE)
+    axes.axvline(1.0, color=ORANGE, linewidth=1.4, linestyle="--")
+    axes.set_xlabel("Misfit per number, χ² (1: noise alone is left)")
+    axes.set_ylabel("Particles")
+    return svg_address(fig)
+
+
+def strip_figure(
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str],
+    *,
+    edge_A: float,
+    columns: int,
+    colours: np.ndarray | None = None,
+) -> str:
+    """Pictures of one scale in rows of `columns`, each with its title; a scale bar in the first."""
+    rows = -(-len(pictures) // columns)
+    width = 9.6
+    cell = width / columns
+    fig = Figure(figsize=(width, rows * (cell + 0.24)))
+    for k, picture in enumerate(pictures):
+        row, column = divmod(k, columns)
+        height = rows * (cell + 0.24)
+        axes = fig.add_axes(
+            (column / columns, 1 - (row + 1) * (cell + 0.24) / height, 1 / columns, cell / height)
+        )
+        axes.imshow(picture, interpolation="antialiased")
+        colour = INK if colours is None else tuple(0.75 * colours[k])
+        axes.set_title(titles[k], loc="center", fontsize=9, fontweight="normal", color=colour, pad=2)
+        bare(axes)
+        if k == 0:
+            _bar(axes, edge_A, size=picture.shape[1])
+    return png_address(fig, dpi=150)
+
+
+def _bar(axes: Axes, edge_A: float, *, size: int) -> None:
+    length = round_length_A(edge_A)
+    x, y, width = 0.06 * size, 0.95 * size, length / edge_A * size
+    axes.plot([x, x + width], [y, y], color=INK, linewidth=2.2, solid_capstyle="butt")
+    axes.text(
+        x + width / 2, y - 0.02 * size, f"{length:.0f} Å", ha="center", va="bottom", fontsize=8, color=INK
+    )
+
+
+def film(pictures: Sequence[np.ndarray]) -> bytes:
+    """A GIF that goes through pictures and back, for ever; every browser plays it."""
+    frames = [_on_white(p) for p in pictures]
+    frames = frames + frames[-2:0:-1]
+    # One palette for all frames: colours that change from frame to frame would flicker.
+    wall = Image.new("RGB", (frames[0].width, frames[0].height * len(pictures)))
+    for k, frame in enumerate(frames[: len(pictures)]):
+        wall.paste(frame, (0, k * frame.height))
+    palette = wall.quantize(128)
+    drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    buffer = io.BytesIO()
+    drawn[0].save(
+        buffer, "GIF", save_all=True, append_images=drawn[1:], duration=_FILM_MS, loop=0, optimize=False
+    )
+    return buffer.getvalue()
+
+
+def _on_white(rgba: np.ndarray) -> Image.Image:
+    alpha = rgba[..., 3:]
+    flat = np.clip(rgba[..., :3] * alpha + 1 - alpha, 0, 1)
+    return Image.fromarray((255 * flat + 0.5).astype(np.uint8))
+
+
+def film_address(gif: bytes) -> str:
+    """A film as a data: address."""
+    return "data:image/gif;base64," + base64.b64encode(gif).decode("ascii")
+
+
+def motion_figure(stage: Stage, gaussians: Gaussians, rms_A: Float[Tensor, "n"]) -> str:
+    """The surface coloured by how far its Gaussians move, from the best side and from a quarter turn."""
+    painted = Gaussians(gaussians.position_A, gaussians.amplitude * rms_A, gaussians.width_A)
+    density = stage.map_of(gaussians).values
+    share = stage.map_of(painted).values / density.clamp_min(0.05 * density.max())
+    high = max(float(torch.quantile(rms_A.double(), 0.98)), 1e-3)
+    paint = Paint(Volume(share.clamp_min(1e-3 * high), stage.pixel_size_A), 0.0, high, _MOTION)
+    pictures = stage.draw(gaussians, views=("front", "top", "side"), paint=paint)
+    width = 9.6
+    fig = Figure(figsize=(width, width * 0.3))
+    for k, picture in enumerate(pictures):
+        axes = fig.add_axes((0.29 * k, 0.0, 0.29, 0.97))
+        axes.imshow(picture, interpolation="antialiased")
+        bare(axes)
+        if k == 0:
+            _bar(axes, stage.edge_A, size=picture.shape[1])
+    scale = fig.add_axes((0.90, 0.12, 0.016, 0.76))
+    ramp = np.stack(
+        [np.interp(np.linspace(0, 1, 128), np.linspace(0, 1, 4), _MOTION[:, c]) for c in range(3)], -1
+    )
+    scale.imshow(ramp[:, None], origin="lower", aspect="auto", extent=(0, 1, 0, high))
+    scale.set_xticks([])
+    scale.grid(visible=False)
+    scale.yaxis.tick_right()
+    scale.set_title("Å rms", fontsize=9, color=MUTED, loc="center", fontweight="normal")
+    return png_address(fig, dpi=150)
