@@ -122,3 +122,19 @@ def test_share_of_the_way_from_chance_to_the_oracle():
     assert recovered_share(0.4, chance=0.3, oracle=0.4) == 1.0
     assert recovered_share(0.45, chance=0.3, oracle=0.4) > 1.0
     assert math.isnan(recovered_share(0.3, chance=0.3, oracle=0.3))
+
+
+@pytest.mark.parametrize("kind", ["path", "classes"])
+def test_latents_are_measured_in_standard_errors(kind):
+    """A long coordinate that is all noise hides the true one; told its precision, the score does not see it.
+
+    The noise has five standard deviations of the prior's normal distribution, the truth one: 0.5 is far from both scores.
+    """
+    data = as_kind(flex_data("lobes", SMALL), kind, torch.linspace(0, 1, 4) if kind == "path" else None)
+    generator = torch.Generator().manual_seed(1)
+    truth = data.state[:, None].double() - 1.5
+    blur = 0.05 * torch.randn(len(data), 1, generator=generator, dtype=torch.float64)
+    latents = torch.cat((truth + blur, 5 * torch.randn(len(data), 2, generator=generator).double()), 1)
+    precision = torch.diag(torch.tensor([400.0, 1e-4, 1e-4]).double()).expand(len(data), -1, -1)
+    assert latent_score(data, latents).value < 0.5
+    assert latent_score(data, latents, precision).value > 0.9

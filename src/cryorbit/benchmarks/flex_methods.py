@@ -34,6 +34,8 @@ METHODS = (CHANCE, ORACLE, LINEAR, MLP, OURS)
 """What is run unless methods are named; with pose errors `REFINED` too."""
 MORE_METHODS = (REFINED, ENCODED, KERNEL)
 """Run where asked for."""
+_LEAST_VARIANCE = 1e-8
+"""Of the largest: components that the linear model left without power."""
 KERNEL_ROWS = 12
 """Maps that are made of `KERNEL`: each takes an insertion of all images."""
 
@@ -46,10 +48,9 @@ class Outcome:
 
     Parameters
     ----------
-    latents
-        Shape (n, d): one vector per image.
-    precision
-        Shape (d, d): mean inverse covariance of their errors.
+    latents, precision
+        One vector per image, shape (n, d), the mean of a posterior under a standard normal prior, and the posterior's
+        precision, (n, d, d).
     decode
         Rows to maps.
     seconds
@@ -61,19 +62,11 @@ class Outcome:
     """
 
     latents: Float[Tensor, "n d"]
-    precision: Float[Tensor, "d d"]
+    precision: Float[Tensor, "n d d"]
     decode: Decode
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
     maps: int | None = None
-
-    def whitened(self) -> Float[Tensor, "n d"]:
-        """Latents in which a distance of 1 is one mean standard error, whatever the direction.
-
-        What the images do not tell of shrinks, so that coordinates of noise do not hide those that carry the motion; and
-        methods with latents of different scale are judged alike.
-        """
-        return self.latents.double() @ torch.linalg.cholesky(self.precision.double())
 
 
 def chosen(names: tuple[str, ...], *, pose_errors: bool) -> list[str]:
@@ -163,9 +156,7 @@ def _gaussians(data: FlexData, settings: FlexSettings, *, max_minutes: float, sa
         "stopped_by_time": stopped,
         **_pose_errors(result.pose, data),
     }
-    return Outcome(
-        result.z, result.precision.mean(0), gaussian_decode(result), time.monotonic() - start, about
-    )
+    return Outcome(result.z, result.precision, gaussian_decode(result), time.monotonic() - start, about)
 
 
 def _last(records: Iterator[Progress]) -> Progress:
@@ -207,16 +198,18 @@ def _linear(data: FlexData, task: FlexTask, *, kernel: bool) -> Outcome:
     start = time.monotonic()
     settings = LinearSettings(seed=task.seed, threads=torch.get_num_threads())
     model: LinearModel = _last(fit_linear(data.stack, settings)).result
-    precision = torch.linalg.inv(model.latent_covariance.double()).mean(0)
+    size = model.variance.double().clamp_min(_LEAST_VARIANCE * float(model.variance.max())).sqrt()
+    latents, covariance = model.latent / size, model.latent_covariance / (size[:, None] * size)
+    precision = torch.linalg.inv(covariance)
     seconds = time.monotonic() - start
     if not kernel:
-        return Outcome(model.latent, precision, _linear_decode(model), seconds)
+        return Outcome(latents, precision, _linear_decode(model), seconds)
     readout = KernelReadout(data.stack, settings, model)
 
     def decode(rows: Int[Tensor, "m"]) -> Float[Tensor, "m box box box"]:
         return torch.stack([readout.volume(z).map.values for z in model.latent[rows]])
 
-    return Outcome(model.latent, precision, decode, seconds, maps=KERNEL_ROWS)
+    return Outcome(latents, precision, decode, seconds, maps=KERNEL_ROWS)
 
 
 def _linear_decode(model: LinearModel) -> Decode:

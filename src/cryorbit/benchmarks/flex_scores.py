@@ -15,12 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryorbit.analysis.fsc_area import fsc_area
+from cryorbit.analysis.latent_mixture import classify
 from cryorbit.analysis.latent_scores import (
     adjusted_rand_index,
     circular_correlation,
     neighbourhood_similarity,
     rank_correlation,
 )
+from cryorbit.analysis.latent_units import ErrorUnits
 from cryorbit.analysis.latents import circular_coordinate, diffusion_map, k_means, path_coordinate
 from cryorbit.analysis.masks import automatic_mask
 from cryorbit.benchmarks.flex_tasks import FlexData
@@ -105,8 +107,14 @@ def image_fsc_areas(data: FlexData, decode: Decode, rows: Int[Tensor, "m"]) -> F
     return FscAreas(rows, torch.cat(plain), torch.cat(masked))
 
 
-def latent_score(data: FlexData, latents: Float[Tensor, "n d"]) -> LatentScore:
+def latent_score(
+    data: FlexData, latents: Float[Tensor, "n d"], precision: Float[Tensor, "n d d"] | None = None
+) -> LatentScore:
     """The score of the set's kind.
+
+    With the precisions of their posteriors, latents are measured in mean standard errors, so that a coordinate of which
+    the images tell nothing does not hide those that carry the motion, and methods with latents of different scale are
+    judged alike. Latents should then have a standard normal prior.
 
     circle
         Circular correlation of the true angle with that of the latents' first two diffusion coordinates; the origin
@@ -115,7 +123,8 @@ def latent_score(data: FlexData, latents: Float[Tensor, "n d"]) -> LatentScore:
     path
         Spearman's correlation of the true place with the first diffusion coordinate; the direction is free.
     classes
-        Adjusted Rand index of the true states with as many k-means clusters.
+        Adjusted Rand index of the true states with as many classes of the latents, by `latent_mixture.classify` where
+        precisions are given, else by k-means.
     cloud
         Neighbourhood similarity over 1 % of the images, with the true distances of the states' atoms; chance is not 0.
 
@@ -130,8 +139,11 @@ def latent_score(data: FlexData, latents: Float[Tensor, "n d"]) -> LatentScore:
         )
     truth = data.image_coordinate()
     if data.kind == "classes":
-        label = k_means(latents, len(data.maps)).label
+        k = len(data.maps)
+        label = k_means(latents, k).label if precision is None else classify(latents, precision, k).label
         return LatentScore("adjusted_rand_index", adjusted_rand_index(label, data.state))
+    if precision is not None:
+        latents = ErrorUnits.of(precision).coordinates(latents)
     if data.kind == "cloud" or truth is None:
         neighbours = max(1, round(0.01 * len(data)))
         value, chance = neighbourhood_similarity(
