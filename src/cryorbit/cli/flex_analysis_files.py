@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from cryorbit.inference.flex import FlexResult
     from cryorbit.inference.flex_analysis import FlexAnalysis
 
-INSIDE = 0.6
-"""Least share of a model's atoms that must lie in density: below it the model is not fitted, or in another frame."""
-
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -53,6 +50,13 @@ class Job:
     def groups_name(self) -> str:
         """Folder of the groups."""
         return self.settings.analysis.grouping
+
+    def mean_gaussians(self) -> Gaussians:
+        """What the model shows at the mean latent."""
+        from cryorbit.inference.flex_decode import decode_gaussians
+
+        cloud = self.analysis.cloud
+        return decode_gaussians(self.result.model, cloud.units.latents(cloud.axes.mean[None]))[0]
 
     def write_map(self, path: Path, gaussians: Gaussians) -> None:
         """A map of Gaussians, placed so that it overlays the map that the run began with."""
@@ -108,13 +112,14 @@ def write_analysis(folder: Path, job: Job) -> list[str]:
     BadFile
         If the disk refuses.
     """
+    from cryorbit.cli.flex_model import read_model, write_model
     from cryorbit.inference.flex_decode import decode_gaussians
 
     notes: list[str] = []
-    analysis, settings = job.analysis, job.settings
+    analysis = job.analysis
     rows = chosen_rows(job)  # before any work: a misspelt selection is told at once
     atoms = read_model(job)
-    job.write_map(folder / "mean.mrc", mean_gaussians(job))
+    job.write_map(folder / "mean.mrc", job.mean_gaussians())
     write_csv(folder / "particles.csv", job.table)
     write_groups(folder / job.groups_name, job)
     series = {f"pc{k + 1}": s for k, s in enumerate(analysis.series)}
@@ -124,10 +129,10 @@ def write_analysis(folder: Path, job: Job) -> list[str]:
         gaussians = decode_gaussians(job.result.model, one.latent)
         write_series(folder / name, one, gaussians, job)
         if atoms is not None:
-            write_model(folder / f"model_{name}.pdb", gaussians, atoms, job, notes)
+            write_model(folder / f"model_{name}.pdb", gaussians, atoms)
     write_motion(folder / "motion", job, notes)
     if rows is not None:
-        notes.append(f"selected.star: {len(rows)} of {len(job.stack)} particles")
+        notes.append(f"selected.star: {len(rows)} of {len(job.stack)} particles.")
         write_subset(folder / "selected.star", job.stack, rows)
     from cryorbit.cli.flex_report import write_pictures_and_report
 
@@ -153,14 +158,6 @@ def facts_of(job: Job, notes: list[str]) -> dict[str, Any]:
         "group_sizes": analysis.groups.size.tolist(),
         "settings": flatten(job.settings.analysis),
     }
-
-
-def mean_gaussians(job: Job) -> Gaussians:
-    """What the model shows at the mean latent."""
-    from cryorbit.inference.flex_decode import decode_gaussians
-
-    cloud = job.analysis.cloud
-    return decode_gaussians(job.result.model, cloud.units.latents(cloud.axes.mean[None]))[0]
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -235,7 +232,7 @@ def write_motion(folder: Path, job: Job, notes: list[str]) -> None:
         name = "displacement.cif"
         write_atoms(folder / name, atoms)
         notes.append(
-            "motion/displacement.cif: mmCIF, since B-factors of motions beyond 6 A do not fit into a PDB file"
+            "motion/displacement.cif: mmCIF, since B-factors of motions beyond 6 Å do not fit into a PDB file."
         )
     width = float(job.result.pixel_size_A)
     write_text(
@@ -264,60 +261,3 @@ def chosen_rows(job: Job) -> torch.Tensor | None:
             f"selection {job.settings.select!r}: no particle fulfils it. See the ranges in particles.csv."
         )
     return rows
-
-
-@dataclass(frozen=True, eq=False)
-class FittedModel:
-    """A model's atoms in the particle's frame, and the Gaussians that it was fitted to."""
-
-    path: Path
-    position_A: torch.Tensor
-    shift_A: torch.Tensor
-    home: Gaussians
-
-
-def read_model(job: Job) -> FittedModel | None:
-    """The atoms of --model.
-
-    Raises
-    ------
-    BadInput
-        If they do not lie in the map that they are said to be fitted to.
-    """
-    from cryorbit.inference.flex_decode import decode_gaussians
-    from cryorbit.io.atoms import read_atoms
-    from cryorbit.physics.gaussian_transfer import share_inside
-
-    settings = job.settings
-    if settings.model is None:
-        return None
-    groups = job.analysis.groups
-    if not 0 <= settings.model_group <= len(groups.latent):
-        raise BadInput(f"--model-group {settings.model_group}: there are groups 1 to {len(groups.latent)}.")
-    number = settings.model_group
-    home = (
-        mean_gaussians(job) if number == 0 else decode_gaussians(job.result.model, groups.latent)[number - 1]
-    )
-    position = read_atoms(settings.model, waters="keep").position_A.double()
-    frames = {"viewer": job.centre_A, "particle": torch.zeros(3, dtype=torch.float64)}
-    shift = frames.pop(settings.model_frame)
-    share = share_inside(position - shift, home)
-    if share < INSIDE:
-        ((other, elsewhere),) = frames.items()
-        better = share_inside(position - elsewhere, home) >= INSIDE
-        remedy = f"give --model-frame {other}" if better else "fit it into that map first, in ChimeraX say"
-        name = "mean.mrc" if number == 0 else f"{job.groups_name}/vol_{number:03d}.mrc"
-        raise BadInput(f"{settings.model}: only {100 * share:.0f} % of its atoms lie in {name}; {remedy}.")
-    return FittedModel(settings.model, position, shift, home)
-
-
-def write_model(
-    path: Path, gaussians: list[Gaussians], model: FittedModel, job: Job, notes: list[str]
-) -> None:
-    """The model in each conformation of a series, in the frame it came in."""
-    from cryorbit.io.atoms import write_model_frames
-    from cryorbit.physics.gaussian_transfer import carry_points
-
-    moved = torch.stack([g.position_A for g in gaussians])
-    frames = carry_points(model.position_A - model.shift_A, model.home, moved) + model.shift_A
-    write_model_frames(model.path, path, frames)

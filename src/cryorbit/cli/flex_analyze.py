@@ -44,7 +44,7 @@ class Settings:
     model_group: int = 0
     """Group whose map the model was fitted to; 0: mean.mrc."""
     model_frame: Literal["viewer", "particle"] = "viewer"
-    """Where the model's coordinates count from: as viewers place the maps of this analysis, or from the particle's centre."""
+    """Where the model's coordinates count from: as viewers place these maps, or from the particle's centre."""
     pictures: bool = True
     """Draw surfaces and films: the longest part."""
     analysis: Annotated[AnalysisSettings, Flat] = field(default_factory=AnalysisSettings)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -121,9 +120,10 @@ def cloud_figure(
     for line, colour in zip(lines, (INK, ORANGE), strict=False):
         axes.plot(*line.T.numpy(), color=colour, linewidth=1.3, marker="o", markersize=3)
     for k, row in enumerate(marked.tolist()):
+        across, up = points[row].tolist()
         axes.annotate(
             str(k + 1),
-            points[row].tolist(),
+            (across, up),
             ha="center",
             va="center",
             fontsize=9,
@@ -171,41 +171,60 @@ def misfit_figure(chi_square: Float[Tensor, "n"]) -> str:
     return svg_address(fig)
 
 
+def trimmed(pictures: Sequence[np.ndarray], *, margin: int = 12) -> list[np.ndarray]:
+    """Pictures without the empty border that all of them have, so that they stay in register."""
+    alpha = np.max([p[..., 3] for p in pictures], axis=0) > 0.02
+    if not alpha.any():
+        return list(pictures)
+    cuts = []
+    for axis in (1, 0):
+        where = np.flatnonzero(alpha.any(axis))
+        cuts.append(slice(max(where[0] - margin, 0), where[-1] + margin + 1))
+    return [p[cuts[0], cuts[1]] for p in pictures]
+
+
 def strip_figure(
     pictures: Sequence[np.ndarray],
     titles: Sequence[str],
     *,
-    edge_A: float,
+    pixel_A: float,
     columns: int,
     colours: np.ndarray | None = None,
 ) -> str:
-    """Pictures of one scale in rows of `columns`, each with its title; a scale bar in the first."""
+    """Pictures of one size and scale in rows of `columns`, each with its title; a scale bar in the first.
+
+    Parameters
+    ----------
+    pixel_A
+        Pixel of the pictures, angstrom.
+    """
     rows = -(-len(pictures) // columns)
-    width = 9.6
-    cell = width / columns
-    fig = Figure(figsize=(width, rows * (cell + 0.24)))
+    width, foot = 9.6, 0.34
+    high = width / columns * pictures[0].shape[0] / pictures[0].shape[1]
+    height = rows * (high + 0.26) + foot
+    fig = Figure(figsize=(width, height))
     for k, picture in enumerate(pictures):
         row, column = divmod(k, columns)
-        height = rows * (cell + 0.24)
-        axes = fig.add_axes(
-            (column / columns, 1 - (row + 1) * (cell + 0.24) / height, 1 / columns, cell / height)
-        )
-        axes.imshow(picture, interpolation="antialiased")
+        bottom = height - (row + 1) * (high + 0.26)
+        axes = fig.add_axes((column / columns, bottom / height, 0.98 / columns, high / height))
+        axes.imshow(picture, interpolation="antialiased", aspect="auto")
         colour = INK if colours is None else tuple(0.75 * colours[k])
         axes.set_title(titles[k], loc="center", fontsize=9, fontweight="normal", color=colour, pad=2)
         bare(axes)
-        if k == 0:
-            _bar(axes, edge_A, size=picture.shape[1])
+    _bar(fig, columns * pictures[0].shape[1] * pixel_A, per_view_A=pictures[0].shape[1] * pixel_A)
     return png_address(fig, dpi=150)
 
 
-def _bar(axes: Axes, edge_A: float, *, size: int) -> None:
-    length = round_length_A(edge_A)
-    x, y, width = 0.06 * size, 0.95 * size, length / edge_A * size
-    axes.plot([x, x + width], [y, y], color=INK, linewidth=2.2, solid_capstyle="butt")
-    axes.text(
-        x + width / 2, y - 0.02 * size, f"{length:.0f} Å", ha="center", va="bottom", fontsize=8, color=INK
-    )
+def _bar(fig: Figure, across_A: float, *, per_view_A: float) -> None:
+    """A bar of round length in the lower left corner of a figure that is so wide."""
+    length = round_length_A(per_view_A)
+    axes = fig.add_axes((0.0, 0.0, 1.0, 0.3 / fig.get_figheight()))
+    axes.set_xlim(0, across_A)
+    axes.set_ylim(0, 1)
+    start = 0.012 * across_A
+    axes.plot([start, start + length], [0.5, 0.5], color=INK, linewidth=2.2, solid_capstyle="butt")
+    axes.text(start + length + 0.008 * across_A, 0.46, f"{length:.0f} Å", va="center", fontsize=9, color=INK)
+    bare(axes)
 
 
 def film(pictures: Sequence[np.ndarray]) -> bytes:
@@ -217,12 +236,20 @@ def film(pictures: Sequence[np.ndarray]) -> bytes:
     for k, frame in enumerate(frames[: len(pictures)]):
         wall.paste(frame, (0, k * frame.height))
     palette = wall.quantize(128)
-    drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    drawn = [_with_white(frame.quantize(palette=palette, dither=Image.Dither.NONE)) for frame in frames]
     buffer = io.BytesIO()
     drawn[0].save(
         buffer, "GIF", save_all=True, append_images=drawn[1:], duration=_FILM_MS, loop=0, optimize=False
     )
     return buffer.getvalue()
+
+
+def _with_white(image: Image.Image) -> Image.Image:
+    """A picture with a palette whose lightest colour is white: the page's own."""
+    colours = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
+    colours[colours.astype(int).sum(1).argmax()] = 255
+    image.putpalette(colours.reshape(-1).tolist())
+    return image
 
 
 def _on_white(rgba: np.ndarray) -> Image.Image:
@@ -243,16 +270,18 @@ def motion_figure(stage: Stage, gaussians: Gaussians, rms_A: Float[Tensor, "n"])
     share = stage.map_of(painted).values / density.clamp_min(0.05 * density.max())
     high = max(float(torch.quantile(rms_A.double(), 0.98)), 1e-3)
     paint = Paint(Volume(share.clamp_min(1e-3 * high), stage.pixel_size_A), 0.0, high, _MOTION)
-    pictures = stage.draw(gaussians, views=("front", "top", "side"), paint=paint)
-    width = 9.6
-    fig = Figure(figsize=(width, width * 0.3))
+    whole = stage.draw(gaussians, views=("front", "top", "side"), paint=paint)
+    pictures, pixel = trimmed(whole), stage.edge_A / whole[0].shape[1]
+    width, foot = 9.6, 0.34
+    high = 0.29 * width * pictures[0].shape[0] / pictures[0].shape[1]
+    fig = Figure(figsize=(width, high + foot))
     for k, picture in enumerate(pictures):
-        axes = fig.add_axes((0.29 * k, 0.0, 0.29, 0.97))
-        axes.imshow(picture, interpolation="antialiased")
+        axes = fig.add_axes((0.29 * k, foot / (high + foot), 0.285, high / (high + foot)))
+        axes.imshow(picture, interpolation="antialiased", aspect="auto")
         bare(axes)
-        if k == 0:
-            _bar(axes, stage.edge_A, size=picture.shape[1])
-    scale = fig.add_axes((0.90, 0.12, 0.016, 0.76))
+    across = pictures[0].shape[1] * pixel
+    _bar(fig, across / 0.285, per_view_A=across)
+    scale = fig.add_axes((0.90, 0.16, 0.016, 0.68))
     ramp = np.stack(
         [np.interp(np.linspace(0, 1, 128), np.linspace(0, 1, 4), _MOTION[:, c]) for c in range(3)], -1
     )
