@@ -7,7 +7,7 @@ import torch
 
 from cryorbit.data import Volume
 from cryorbit.errors import BadFile, BadInput
-from cryorbit.io.atomic import atomic_path
+from cryorbit.io.atomic import atomic_folder, atomic_path
 from cryorbit.io.checkpoint import load_state, save_state
 from cryorbit.io.mrc import StackWriter, write_map
 
@@ -137,3 +137,42 @@ def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path):
         load_state(tmp_path / "other")
     with pytest.raises(BadInput, match=r"not JSON"):
         save_state(path, {}, {"a": torch.zeros(1)})
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    """A failure keeps what was there and leaves nothing else; success replaces all of it."""
+    target = tmp_path / "made"
+    with atomic_folder(target) as folder:
+        (folder / "first").write_text("1")
+
+    def fails() -> None:
+        with atomic_folder(target) as folder:
+            (folder / "second").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert [p.name for p in target.iterdir()] == ["first"]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    with atomic_folder(target) as folder:
+        (folder / "third").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["third"]
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+
+
+def test_a_folder_left_by_a_killed_process_is_cleared_away(tmp_path):
+    """What a kill left half made is removed; what it had moved aside comes back."""
+    (tmp_path / ".made.unfinished").mkdir()
+    (tmp_path / ".made.unfinished" / "half").write_text("")
+    (tmp_path / ".made.replaced").mkdir()
+    (tmp_path / ".made.replaced" / "old").write_text("")
+
+    def fails() -> None:
+        with atomic_folder(tmp_path / "made") as folder:
+            assert list(folder.iterdir()) == []
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["old"]

@@ -65,7 +65,8 @@ def draw(job: Job) -> FlexPictures:
     from cryorbit.cli.progress import Teller
     from cryorbit.inference.engine import Progress
     from cryorbit.inference.flex_decode import decode_gaussians
-    from cryorbit.report.flex_figures import Stage, film, motion_figure, trimmed
+    from cryorbit.report.film import film
+    from cryorbit.report.flex_figures import Stage, motion_figure, trimmed
     from cryorbit.report.flex_report import FlexPictures
     from cryorbit.report.style import house_style
 

@@ -31,6 +31,10 @@ below which noise alone may be all: images of one rigid molecule gave 1.3 to 1.8
 around 29 and 25 along two axes, 3.8 and 1.5 along the rest."""
 
 
+_NOTHING = 1e-6
+"""Variance, in error variances, at which all latents are one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
     """What is made of the latents of a run."""
@@ -187,11 +191,13 @@ def _path(cloud: LatentCloud, settings: AnalysisSettings, ends: tuple[int, int] 
 
 
 def _plane(cloud: LatentCloud, settings: AnalysisSettings) -> tuple[Tensor | None, str]:
+    if float(cloud.axes.variance.sum()) < _NOTHING:
+        return None, ""
     if settings.umap:
         return umap_plane(cloud.points, seed=settings.seed), "UMAP"
     try:
         return diffusion_map(cloud.points, k=settings.neighbours, seed=settings.seed), "Diffusion map"
-    except BadInput:  # all latents are one, or hardly more: the principal components say so
+    except BadInput:  # too few particles, or most of them in one place: the principal components say so
         return None, ""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from cryorbit.analysis.masks import density_level
@@ -34,7 +31,6 @@ from cryorbit.report.surface import Paint, common_edge, render_surface
 _BOX = 96
 """Pictures are drawn of maps of at most this box: their details are finer than Gaussians of a few hundred are."""
 _MOST_DOTS = 20_000
-_FILM_MS = 110
 _MOTION = np.array([[0.80, 0.84, 0.88], [0.45, 0.66, 0.85], [0.98, 0.80, 0.36], [0.85, 0.30, 0.20]])
 """Colours from no motion, grey, to the largest, red."""
 
@@ -225,42 +221,6 @@ def _bar(fig: Figure, across_A: float, *, per_view_A: float) -> None:
     axes.plot([start, start + length], [0.5, 0.5], color=INK, linewidth=2.2, solid_capstyle="butt")
     axes.text(start + length + 0.008 * across_A, 0.46, f"{length:.0f} Å", va="center", fontsize=9, color=INK)
     bare(axes)
-
-
-def film(pictures: Sequence[np.ndarray]) -> bytes:
-    """A GIF that goes through pictures and back, for ever; every browser plays it."""
-    frames = [_on_white(p) for p in pictures]
-    frames = frames + frames[-2:0:-1]
-    # One palette for all frames: colours that change from frame to frame would flicker.
-    wall = Image.new("RGB", (frames[0].width, frames[0].height * len(pictures)))
-    for k, frame in enumerate(frames[: len(pictures)]):
-        wall.paste(frame, (0, k * frame.height))
-    palette = wall.quantize(128)
-    drawn = [_with_white(frame.quantize(palette=palette, dither=Image.Dither.NONE)) for frame in frames]
-    buffer = io.BytesIO()
-    drawn[0].save(
-        buffer, "GIF", save_all=True, append_images=drawn[1:], duration=_FILM_MS, loop=0, optimize=False
-    )
-    return buffer.getvalue()
-
-
-def _with_white(image: Image.Image) -> Image.Image:
-    """A picture with a palette whose lightest colour is white: the page's own."""
-    colours = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3)
-    colours[colours.astype(int).sum(1).argmax()] = 255
-    image.putpalette(colours.reshape(-1).tolist())
-    return image
-
-
-def _on_white(rgba: np.ndarray) -> Image.Image:
-    alpha = rgba[..., 3:]
-    flat = np.clip(rgba[..., :3] * alpha + 1 - alpha, 0, 1)
-    return Image.fromarray((255 * flat + 0.5).astype(np.uint8))
-
-
-def film_address(gif: bytes) -> str:
-    """A film as a data: address."""
-    return "data:image/gif;base64," + base64.b64encode(gif).decode("ascii")
 
 
 def motion_figure(stage: Stage, gaussians: Gaussians, rms_A: Float[Tensor, "n"]) -> str:

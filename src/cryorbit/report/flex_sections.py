@@ -13,6 +13,7 @@ from torch import Tensor
 from cryorbit.analysis.latent_paths import Series
 from cryorbit.inference.flex_analysis import DOUBTFUL, SEEN, FlexAnalysis
 from cryorbit.report import flex_figures as figures
+from cryorbit.report.film import film_address
 from cryorbit.report.page import Picture, Row, Section, text_of
 
 _BENT = 1.6
@@ -178,7 +179,7 @@ def _series_section(reading: FlexReading) -> Section | None:
         Picture(
             title=names.get(name, name),
             plot=True,
-            addresses=(figures.film_address(gif),),
+            addresses=(film_address(gif),),
             caption=f"{name}/film.gif, there and back.",
         )
         for name, gif in pictures.films.items()
