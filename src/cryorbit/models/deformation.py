@@ -90,7 +90,7 @@ class GaussianModel(nn.Module):
     Raises
     ------
     BadInput
-        If the anchors are anisotropic, of several conformations, or none.
+        If the anchors are anisotropic, of several conformations, none, or none of them is positive.
     """
 
     def __init__(
@@ -105,6 +105,10 @@ class GaussianModel(nn.Module):
         if not anchors.isotropic or anchors.conformations is not None or len(anchors) == 0:
             raise BadInput(
                 "GaussianModel: wanted isotropic anchors of one conformation. Fit them with fit_gaussians()."
+            )
+        if not bool((anchors.amplitude > 0).any()):
+            raise BadInput(
+                "GaussianModel: no anchor has a positive amplitude. Fit them to a map of light protein."
             )
         amplitude = anchors.amplitude.clamp_min(1e-4 * float(anchors.amplitude.max()))
         self.position = nn.Parameter(anchors.position_A / unit_A)
