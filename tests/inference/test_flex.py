@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -160,7 +161,8 @@ def test_rows_of_a_table_move_alone():
     torch.testing.assert_close(table.values[[1, 3]], torch.full((2, 2), -0.1), rtol=1e-4, atol=1e-6)
     other = RowTable(torch.zeros(4, 2))
     other.restore("z", table.state("z"))
-    assert torch.equal(other.values, table.values) and torch.equal(other.steps, table.steps)
+    assert torch.equal(other.values, table.values)
+    assert torch.equal(other.steps, table.steps)
 
 
 def two_states(n: int = 240, *, box: int = 32, sigma: float = 0.3) -> tuple[ParticleStack, Tensor]:
@@ -182,7 +184,7 @@ def trained():
 
 
 def test_two_states_are_told_apart_and_both_are_drawn(trained):
-    stack, state, records = trained
+    _stack, state, records = trained
     result = records[-1].result
     away = torch.stack([result.z[state == s].mean(0) for s in (0, 1)]).diff(dim=0)[0]
     side = (result.z - result.z.mean(0)) @ away > 0
@@ -223,14 +225,16 @@ def test_a_run_goes_on_from_any_record_to_the_same_result(trained):
             break
     again = list(train_flex(stack, SMALL, state=saved))[-1].result
     expected = records[-1].result
-    assert torch.equal(again.z, expected.z) and torch.equal(again.misfit, expected.misfit)
+    assert torch.equal(again.z, expected.z)
+    assert torch.equal(again.misfit, expected.misfit)
     for a, b in zip(again.model.state_dict().values(), expected.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_fractions_rise_to_one(trained):
     fractions = [record.fraction for record in trained[2]]
-    assert fractions[-1] == 1.0 and all(b >= a - 1e-9 for a, b in zip(fractions, fractions[1:], strict=False))
+    assert fractions[-1] == 1.0
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(fractions))
 
 
 def test_poses_move_only_if_asked(trained):

@@ -41,7 +41,8 @@ def test_every_family_decodes_all_gaussians_of_every_image(name):
     torch.manual_seed(0)
     model = make_gaussian_model(anchors(), name, latent=3, unit_A=2.0, parts=3, nodes=10)
     found = model(latents())
-    assert found.position_A.shape == (5, 40, 3) and found.amplitude.shape == (5, 40)
+    assert found.position_A.shape == (5, 40, 3)
+    assert found.amplitude.shape == (5, 40)
     assert bool((found.amplitude > 0).all())
     (found.position_A.square().sum() + found.amplitude.square().sum()).backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None and n != "log_width"]

@@ -30,7 +30,8 @@ def rigidly_moved(x: Tensor, b: int = 4) -> Tensor:
 def test_pairs_are_neighbours_each_once():
     x = points()
     pairs = neighbour_pairs(x, neighbours=6)
-    assert bool((pairs[:, 0] < pairs[:, 1]).all()) and len(pairs.unique(dim=0)) == len(pairs)
+    assert bool((pairs[:, 0] < pairs[:, 1]).all())
+    assert len(pairs.unique(dim=0)) == len(pairs)
     nearest = torch.cdist(x, x).fill_diagonal_(torch.inf).argmin(1)
     listed = {tuple(p) for p in pairs.tolist()}
     assert all(tuple(sorted((i, int(j)))) in listed for i, j in enumerate(nearest))
@@ -67,7 +68,8 @@ def test_energies_have_finite_slopes_where_points_meet():
     x = torch.zeros(1, 3, 3, requires_grad=True)
     pairs = torch.tensor([[0, 1], [1, 2]])
     (elastic_energy(x, torch.ones(2), pairs) + clash_energy(x, pairs, least=1.0)).backward()
-    assert x.grad is not None and bool(torch.isfinite(x.grad).all())
+    assert x.grad is not None
+    assert bool(torch.isfinite(x.grad).all())
 
 
 def test_a_shift_and_a_small_turn_are_taken_out_and_nothing_else_is():
