@@ -34,7 +34,9 @@ def normal(n: int, d: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("spread", "level"), [(0.25, "bad"), (math.sqrt(3 / 20), "caution"), (1.0, "good")])
+@pytest.mark.parametrize(
+    ("spread", "level"), [(0.25, "bad"), (math.sqrt(2.3 / 20), "caution"), (1.0, "good")]
+)
 def test_the_verdict_follows_the_spread(spread, level):
     """Latents that spread as their errors do show nothing; far beyond them, heterogeneity; between, it is left open."""
     found = analyse(result_of(spread * normal(800, 3)), AnalysisSettings(groups=3, count=3))
@@ -89,7 +91,20 @@ def test_motion_is_measured_from_the_middle():
     motion = motion_of(series)
     torch.testing.assert_close(motion.step_A, torch.tensor([[4.0, 0, 0]]).expand(6, 3))
     torch.testing.assert_close(motion.rms_A, torch.full((6,), math.sqrt(2.0)))
+    assert float(motion.fade.max()) == 0
     torch.testing.assert_close(motion.atoms().b_factor_A2, torch.full((6,), 16 * math.pi**2 / 3))
+
+
+def test_what_fades_is_told_apart_from_what_moves():
+    """A Gaussian that falls to a quarter of its amplitude fades by 3/4 and its step is not counted as a motion."""
+    place = torch.zeros(2, 3)
+    far = torch.tensor([[1.0, 0, 0], [50.0, 0, 0]])
+    width = torch.ones(2)
+    motion = motion_of(
+        [Gaussians(place, torch.ones(2), width), Gaussians(far, torch.tensor([1.0, 0.25]), width)]
+    )
+    torch.testing.assert_close(motion.fade, torch.tensor([0.0, 0.75]))
+    assert motion.step_of_those_that_stay_A().tolist() == [1.0]
 
 
 @given(rotations())

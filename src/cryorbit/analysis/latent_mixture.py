@@ -58,7 +58,9 @@ def classify(
     The posterior N(z, P^-1) of an image under the prior N(0, I) stands for the likelihood exp(c.(P z) - c.(P - I) c / 2) of
     a latent vector c, up to a factor without c. So images that tell little count little, along each direction apart, and
     an image that tells nothing (P = I) does no harm: nothing is divided by P - I. Centres have the prior N(0, I). Where all
-    P are alike and large this is a mixture of Gaussians of one known covariance.
+    P are alike and large this is a mixture of Gaussians of one known covariance. The likelihood is taken as that quadratic
+    everywhere, which it is for a linear model; the precision of a model that bends holds near z alone, and there the mean
+    precision, given for all, sorts better.
 
     Parameters
     ----------

@@ -243,7 +243,7 @@ def write_motion(folder: Path, job: Job, notes: list[str]) -> None:
     for label, values in (("from", shown), ("step", motion.step_A)):
         table |= {f"{label}_{axis}_A": values[:, k].double().numpy() for k, axis in enumerate("xyz")}
     table |= {"rms_A": motion.rms_A.double().numpy(), "b_factor_A2": motion.b_factor_A2().double().numpy()}
-    table |= {"amplitude": motion.mean.amplitude.double().numpy()}
+    table |= {"fade": motion.fade.double().numpy(), "amplitude": motion.mean.amplitude.double().numpy()}
     write_csv(folder / "displacement.csv", pd.DataFrame(table))
 
 

@@ -52,11 +52,20 @@ class Motion:
         From where each is at the first conformation to where it is at the last, (n, 3).
     rms_A
         Root of its mean squared distance from the middle of its way, (n,).
+    fade
+        1 less its smallest over its largest amplitude, (n,): 0 for what is always there, 1 for what comes and goes.
     """
 
     mean: Gaussians
     step_A: Float[Tensor, "n 3"]
     rms_A: Float[Tensor, "n"]
+    fade: Float[Tensor, "n"]
+
+    def step_of_those_that_stay_A(self) -> Float[Tensor, "m"]:
+        """Lengths of the steps of the Gaussians that keep half of their amplitude: where one is absent is no place."""
+        length = self.step_A.norm(dim=1)
+        stay = self.fade < 0.5
+        return length[stay] if bool(stay.any()) else length
 
     def b_factor_A2(self) -> Float[Tensor, "n"]:
         """8 pi^2 / 3 times the mean squared displacement: the B-factor of an atom that is spread like that."""
@@ -70,10 +79,12 @@ class Motion:
 def motion_of(series: list[Gaussians]) -> Motion:
     """The motion along conformations of the same Gaussians."""
     position = torch.stack([g.position_A for g in series])
-    amplitude = torch.stack([g.amplitude for g in series]).mean(0)
+    every = torch.stack([g.amplitude for g in series])
+    amplitude, most = every.mean(0), every.max(0).values
     middle = position.mean(0)
     rms = (position - middle).square().sum(-1).mean(0).sqrt()
-    return Motion(Gaussians(middle, amplitude, series[0].width_A), position[-1] - position[0], rms)
+    fade = 1 - every.min(0).values / most.clamp_min(torch.finfo(most.dtype).tiny)
+    return Motion(Gaussians(middle, amplitude, series[0].width_A), position[-1] - position[0], rms, fade)
 
 
 def best_view(motion: Motion) -> Float[Tensor, "3 3"]:

@@ -49,7 +49,7 @@ def write_flex_report(path: str | os.PathLike[str], reading: FlexReading) -> Non
 
 def _cards(reading: FlexReading) -> list[Card]:
     analysis = reading.analysis
-    variance, step = analysis.cloud.axes.variance, analysis.motion.step_A.norm(dim=1)
+    variance, step = analysis.cloud.axes.variance, analysis.motion.step_of_those_that_stay_A()
     return [
         Card("Particles", text_of(len(analysis.cloud.points)), f"{reading.pixel_size_A:.4g} Å per pixel"),
         Card("Axes beyond doubt", str(int((variance > SEEN).sum())), f"of {len(variance)} latent numbers"),
@@ -57,6 +57,11 @@ def _cards(reading: FlexReading) -> list[Card]:
             "Largest motion",
             f"{float(step.max()):.0f} Å",
             f"end to end of PC1; half of the Gaussians move {float(step.median()):.1f} Å or more",
+        ),
+        Card(
+            "Come and go",
+            f"{100 * float((analysis.motion.fade > 0.5).double().mean()):.0f} %",
+            "of the Gaussians lose more than half of themselves along PC1",
         ),
         Card(
             "Groups",
@@ -74,7 +79,7 @@ def _claims(level: Literal["good", "caution", "bad"]) -> list[Claim]:
         Claim(
             "That particles differ",
             {"good": "strong", "caution": "open", "bad": "not shown"}[level],
-            "Latents were read from the images that the model was trained on, so noise spreads them too; only a spread far "
+            "Latents were read from the images that the model was trained on, so noise spreads them too; only a spread "
             "beyond the error counts. The limits stand on simulated images of one rigid molecule.",
             "gold" if level == "good" else "not",
         ),
