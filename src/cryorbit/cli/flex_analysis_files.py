@@ -129,7 +129,8 @@ def write_analysis(folder: Path, job: Job) -> list[str]:
         gaussians = decode_gaussians(job.result.model, one.latent)
         write_series(folder / name, one, gaussians, job)
         if atoms is not None:
-            write_model(folder / f"model_{name}.pdb", gaussians, atoms)
+            remark = write_model(folder / f"model_{name}.pdb", gaussians, atoms)
+            notes += [] if remark is None else [remark]
     write_motion(folder / "motion", job, notes)
     if rows is not None:
         notes.append(f"selected.star: {len(rows)} of {len(job.stack)} particles.")

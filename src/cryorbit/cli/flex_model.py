@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from cryorbit.cli.flex_analysis_files import Job
     from cryorbit.data import Gaussians
 
+DOUBTFUL = 0.05
+"""Share of a model's atoms that may sit in what comes and goes without a word."""
 INSIDE = 0.6
 """Least share of a model's atoms that must lie in density: below it the model is not fitted, or in another frame."""
 
@@ -63,11 +65,28 @@ def read_model(job: Job) -> FittedModel | None:
     return FittedModel(settings.model, position, shift, home)
 
 
-def write_model(path: Path, gaussians: list[Gaussians], model: FittedModel) -> None:
-    """The model in each conformation of a series, in the frame it came in."""
+def write_model(path: Path, gaussians: list[Gaussians], model: FittedModel) -> str | None:
+    """The model in each conformation of a series, in the frame it came in; a remark where its motion is in doubt."""
+    from cryorbit.inference.flex_decode import motion_of
     from cryorbit.io.atoms import write_model_frames
     from cryorbit.physics.gaussian_transfer import carry_points
 
     moved = torch.stack([g.position_A for g in gaussians])
     frames = carry_points(model.position_A - model.shift_A, model.home, moved) + model.shift_A
     write_model_frames(model.path, path, frames)
+    fading = motion_of(gaussians).fade > 0.5
+    if not bool(fading.any()):
+        return None
+    lost = share_at(model.position_A - model.shift_A, model.home, fading)
+    if lost < DOUBTFUL:
+        return None
+    return (
+        f"{path.name}: {100 * lost:.0f} % of the atoms sit where Gaussians come or go along the series. The model describes "
+        "that part by fading, not by moving, and where those atoms go is not known."
+    )
+
+
+def share_at(points_A: torch.Tensor, gaussians: Gaussians, chosen: torch.Tensor) -> float:
+    """Share of points whose nearest Gaussian is among those chosen."""
+    nearest = torch.cdist(points_A, gaussians.position_A.to(points_A)).argmin(1)
+    return float(chosen[nearest].double().mean())

@@ -66,7 +66,7 @@ def draw(job: Job) -> FlexPictures:
     from cryorbit.inference.engine import Progress
     from cryorbit.inference.flex_decode import decode_gaussians
     from cryorbit.report.film import film
-    from cryorbit.report.flex_figures import Stage, motion_figure, trimmed
+    from cryorbit.report.flex_figures import Stage, painted_figure, trimmed
     from cryorbit.report.flex_report import FlexPictures
     from cryorbit.report.style import house_style
 
@@ -92,11 +92,14 @@ def draw(job: Job) -> FlexPictures:
     flat = iter(trimmed([picture for some in drawn.values() for _, picture in some]))
     drawn = {name: [(place, next(flat)) for place, _ in some] for name, some in drawn.items()}
     with house_style():
-        motion = motion_figure(stage, mean, analysis.motion.rms_A)
+        gone = analysis.motion.fade > 0.5
+        rms = analysis.motion.rms_A.masked_fill(gone, 0.0)
+        motion = painted_figure(stage, mean, rms, unit="Å rms")
+        fade = painted_figure(stage, mean, analysis.motion.fade, unit="lost", high=1.0)
     films = {name: film([picture for _, picture in drawn[name]]) for name in FILMS if name in drawn}
     groups = [picture for _, picture in drawn.pop("groups")]
     series = {name: [some[k] for k in _spread(len(some))] for name, some in drawn.items()}
-    return FlexPictures(pixel_A=pixel, groups=groups, series=series, films=films, motion=motion)
+    return FlexPictures(pixel_A=pixel, groups=groups, series=series, films=films, motion=motion, fade=fade)
 
 
 def _shown(name: str, count: int) -> list[int]:

@@ -223,24 +223,39 @@ def _bar(fig: Figure, across_A: float, *, per_view_A: float) -> None:
     bare(axes)
 
 
-def motion_figure(stage: Stage, gaussians: Gaussians, rms_A: Float[Tensor, "n"]) -> str:
-    """The surface coloured by how far its Gaussians move, from the best side and from a quarter turn."""
-    painted = Gaussians(gaussians.position_A, gaussians.amplitude * rms_A, gaussians.width_A)
+def painted_figure(
+    stage: Stage, gaussians: Gaussians, values: Float[Tensor, "n"], *, unit: str, high: float | None = None
+) -> str:
+    """The surface coloured by a number per Gaussian, from the best side, from above it and from its right.
+
+    Parameters
+    ----------
+    high
+        Value at the top of the scale; None: all but the largest hundredths.
+    """
+    painted = Gaussians(gaussians.position_A, gaussians.amplitude * values, gaussians.width_A)
     density = stage.map_of(gaussians).values
     share = stage.map_of(painted).values / density.clamp_min(0.05 * density.max())
-    high = max(float(torch.quantile(rms_A.double(), 0.98)), 1e-3)
+    if high is None:
+        high = max(float(torch.quantile(values.double(), 0.98)), 1e-3)
     paint = Paint(Volume(share.clamp_min(1e-3 * high), stage.pixel_size_A), 0.0, high, _MOTION)
     whole = stage.draw(gaussians, views=("front", "top", "side"), paint=paint)
     pictures, pixel = trimmed(whole), stage.edge_A / whole[0].shape[1]
     width, foot = 9.6, 0.34
-    high = 0.29 * width * pictures[0].shape[0] / pictures[0].shape[1]
-    fig = Figure(figsize=(width, high + foot))
+    row = 0.29 * width * pictures[0].shape[0] / pictures[0].shape[1]
+    fig = Figure(figsize=(width, row + foot))
     for k, picture in enumerate(pictures):
-        axes = fig.add_axes((0.29 * k, foot / (high + foot), 0.285, high / (high + foot)))
+        axes = fig.add_axes((0.29 * k, foot / (row + foot), 0.285, row / (row + foot)))
         axes.imshow(picture, interpolation="antialiased", aspect="auto")
         bare(axes)
     across = pictures[0].shape[1] * pixel
     _bar(fig, across / 0.285, per_view_A=across)
+    _colour_scale(fig, high, unit)
+    return png_address(fig, dpi=150)
+
+
+def _colour_scale(fig: Figure, high: float, unit: str) -> None:
+    """The colours of `_MOTION` from 0 to `high`, at a figure's right edge."""
     scale = fig.add_axes((0.90, 0.16, 0.016, 0.68))
     ramp = np.stack(
         [np.interp(np.linspace(0, 1, 128), np.linspace(0, 1, 4), _MOTION[:, c]) for c in range(3)], -1
@@ -249,5 +264,4 @@ def motion_figure(stage: Stage, gaussians: Gaussians, rms_A: Float[Tensor, "n"])
     scale.set_xticks([])
     scale.grid(visible=False)
     scale.yaxis.tick_right()
-    scale.set_title("Å rms", fontsize=9, color=MUTED, loc="center", fontweight="normal")
-    return png_address(fig, dpi=150)
+    scale.set_title(unit, fontsize=9, color=MUTED, loc="center", fontweight="normal")

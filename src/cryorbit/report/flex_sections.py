@@ -36,8 +36,8 @@ class FlexPictures:
         By name ("pc1", "path"): some of the latents, with their places in the series.
     films
         GIFs by the same names.
-    motion
-        Address of the surface coloured by motion.
+    motion, fade
+        Addresses of the surface coloured by motion, and by how much comes and goes.
     """
 
     pixel_A: float
@@ -45,6 +45,7 @@ class FlexPictures:
     series: Mapping[str, Sequence[tuple[int, np.ndarray]]]
     films: Mapping[str, bytes]
     motion: str
+    fade: str
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -241,10 +242,17 @@ def _motion_section(reading: FlexReading) -> Section | None:
         plot=False,
         addresses=(reading.pictures.motion,),
         caption="The map in the middle of the motion, coloured by the root mean square displacement of its Gaussians along "
-        "component 1: as in the pictures above, from above, and from the right. Where parts come and go the Gaussians may "
-        "move to where nothing is: read motion only where the series shows it.",
+        "component 1: as in the pictures above, from above, and from the right. What comes and goes is left grey: where "
+        "nothing is, a Gaussian's place means nothing.",
     )
-    return Section("motion", "Displacement", lead, (Row((picture,)),))
+    fade = Picture(
+        title="What comes and goes",
+        plot=False,
+        addresses=(reading.pictures.fade,),
+        caption="The same, coloured by the share of itself that each part loses along component 1: red parts are absent at "
+        "one end.",
+    )
+    return Section("motion", "Displacement", lead, (Row((picture,)), Row((fade,))))
 
 
 def _fit_section(reading: FlexReading) -> Section:
