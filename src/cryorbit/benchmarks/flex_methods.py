@@ -109,13 +109,15 @@ def settings_of(name: str, data: FlexData, task: FlexTask) -> FlexSettings:
     """Settings of the methods that train Gaussians.
 
     The MLP decoder is GaussianEM's kind of model (an encoder of images, an MLP at every Gaussian for motion, and what comes
-    and goes) under our likelihood, as fast as ours; it starts from nothing, has 10 latent coordinates and 20 epochs.
+    and goes) under our likelihood, as fast as ours; it starts from nothing, has 10 latent coordinates and 20 epochs. The
+    divergence from the prior has little weight, as there: at full weight the encoder says nothing.
     """
     threads = torch.get_num_threads()
     if name == MLP:
         return FlexSettings(
             latents="encoder",
             encoder="image",
+            encoder_divergence=0.01,
             deformation="mlp",
             gates=True,
             start="zero",

@@ -67,7 +67,8 @@ class AmortisedLatents:
             network = LatentEncoder(self.seen.shape[1], self.about.shape[1], latent=settings.latent)
         network.settle(self.seen, self.about)
         self.encoder, self.generator = FlexEncoder(network, features), generator
-        self.rate, self.taught = settings.encoder_rate, settings.start == "linear"
+        self.rate, self.divergence = settings.encoder_rate, settings.encoder_divergence
+        self.taught = settings.start == "linear"
         self.optimiser = torch.optim.Adam(network.parameters(), lr=self.rate)
 
     def draw(
@@ -85,7 +86,7 @@ class AmortisedLatents:
         if self.taught and progress < _TAUGHT:
             return first, found.surprise(first).mean()
         noise = torch.randn(found.mean.shape, generator=self.generator)
-        return found.draw(noise), found.divergence().mean()
+        return found.draw(noise), self.divergence * found.divergence().mean()
 
     def step(self, factor: float) -> None:
         """Move the weights against the gradient that has been accumulated, at `factor` times the rate."""

@@ -44,6 +44,9 @@ class FlexSettings:
     """What the network sees: the likelihood's "gradient" by the consensus Gaussians, or the aligned "image"."""
     encoder_rate: float = 0.001
     """Step of Adam on the encoder's weights."""
+    encoder_divergence: float = 1.0
+    """Weight of the divergence of what the encoder says from the prior; 1 makes the loss a bound of the likelihood. From
+    --start zero an encoder of images may say nothing at all at 1; 0.01 makes it speak."""
     epochs: int = 10
     """How often every image is seen."""
     max_images: int | None = None
@@ -98,7 +101,7 @@ class FlexSettings:
         for name, least in low.items():
             if getattr(self, name) < least:
                 raise BadInput(f"flex: {name} must be at least {least}, got {getattr(self, name)}.")
-        for name in ("elastic", "smooth", "clash"):
+        for name in ("elastic", "smooth", "clash", "encoder_divergence"):
             if getattr(self, name) < 0:
                 raise BadInput(f"flex: {name} must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.freeze <= 1:
