@@ -140,7 +140,7 @@ class _Cell:
 
     def _measured(self, method: str, outcome: Outcome) -> Row:
         start = time.monotonic()
-        score = latent_score(self.data, outcome.latents, outcome.precision)
+        score = latent_score(self.data, outcome.latents, outcome.precision, label=outcome.label)
         wanted = min(self.settings.decoded, outcome.maps or self.settings.decoded)
         areas = image_fsc_areas(self.data, outcome.decode, sample_rows(self.data, wanted))
         return key_of(self.data.name, method, self.task) | {

@@ -20,7 +20,8 @@ from cryorbit.errors import BadInput
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.flex import FlexResult
 from cryorbit.inference.flex_settings import FlexSettings
-from cryorbit.inference.flex_start import train_flex
+from cryorbit.inference.flex_start import likelihood_of, train_flex
+from cryorbit.inference.flex_states import sort_into_states
 from cryorbit.inference.kernel_volume import KernelReadout
 from cryorbit.inference.linear_flex import LinearSettings, fit_linear
 from cryorbit.inference.linear_model import LinearModel
@@ -59,6 +60,8 @@ class Outcome:
         What else the row should tell.
     maps
         At most this many maps are to be asked for; None: any number.
+    label
+        State of each image where the method sorts images itself; None: the latents are sorted by the score.
     """
 
     latents: Float[Tensor, "n d"]
@@ -67,6 +70,7 @@ class Outcome:
     seconds: float
     about: dict[str, Any] = field(default_factory=dict)
     maps: int | None = None
+    label: Int[Tensor, "n"] | None = None
 
 
 def chosen(names: tuple[str, ...], *, pose_errors: bool) -> list[str]:
@@ -153,12 +157,16 @@ def _gaussians(data: FlexData, settings: FlexSettings, *, max_minutes: float, sa
         enough = replace(settings, max_images=record.step * settings.batch)
         record = _last(train_flex(data.stack, enough, state=record.state))
     result: FlexResult = record.result
+    label = None
+    if data.kind == "classes":
+        label = sort_into_states(result, likelihood_of(data.stack, settings), len(data.maps)).label
     about = {
         "misfit": float(2 * result.misfit.mean() / result.numbers),
         "stopped_by_time": stopped,
         **_pose_errors(result.pose, data),
     }
-    return Outcome(result.z, result.precision, gaussian_decode(result), time.monotonic() - start, about)
+    seconds = time.monotonic() - start
+    return Outcome(result.z, result.precision, gaussian_decode(result), seconds, about, label=label)
 
 
 def _last(records: Iterator[Progress]) -> Progress:

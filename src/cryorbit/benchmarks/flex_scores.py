@@ -108,7 +108,11 @@ def image_fsc_areas(data: FlexData, decode: Decode, rows: Int[Tensor, "m"]) -> F
 
 
 def latent_score(
-    data: FlexData, latents: Float[Tensor, "n d"], precision: Float[Tensor, "n d d"] | None = None
+    data: FlexData,
+    latents: Float[Tensor, "n d"],
+    precision: Float[Tensor, "n d d"] | None = None,
+    *,
+    label: Int[Tensor, "n"] | None = None,
 ) -> LatentScore:
     """The score of the set's kind.
 
@@ -124,7 +128,7 @@ def latent_score(
         Spearman's correlation of the true place with the first diffusion coordinate; the direction is free.
     classes
         Adjusted Rand index of the true states with as many classes of the latents, by `latent_mixture.classify` where
-        precisions are given, else by k-means.
+        precisions are given, else by k-means; of `label` where the method sorted the images itself.
     cloud
         Neighbourhood similarity over 1 % of the images, with the true distances of the states' atoms; chance is not 0.
 
@@ -140,7 +144,8 @@ def latent_score(
     truth = data.image_coordinate()
     if data.kind == "classes":
         k = len(data.maps)
-        label = k_means(latents, k).label if precision is None else classify(latents, precision, k).label
+        if label is None:
+            label = k_means(latents, k).label if precision is None else classify(latents, precision, k).label
         return LatentScore("adjusted_rand_index", adjusted_rand_index(label, data.state))
     if precision is not None:
         latents = ErrorUnits.of(precision).coordinates(latents)

@@ -20,7 +20,7 @@ class FlexSettings:
 
     latent: int = 10
     """Numbers that say which conformation an image shows. Too many cost little: what the images do not tell stays at 0."""
-    deformation: DeformationName = "basis"
+    deformation: DeformationName = "mesh"
     """Family of motions: a low-rank "basis" with learned coefficients, rigid "parts", a coarse "mesh", an "mlp" per
     Gaussian, "parts+mlp", or "none" for molecules that only come and go."""
     gates: bool = True

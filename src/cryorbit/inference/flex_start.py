@@ -65,11 +65,7 @@ def train_flex(
         )
     settings = replace(settings, threads=settings.threads or torch.get_num_threads())
     torch.set_num_threads(settings.threads)
-    observed = observe(
-        stack,
-        sign=contrast_of(stack, settings.contrast),
-        generator=torch.Generator().manual_seed(settings.seed),
-    )
+    observed = observed_for(stack, settings)
     given, state = stack.pose, dict(state or {})
     if "begun_rotation" not in state:
         if settings.refine_poses:
@@ -91,6 +87,20 @@ def train_flex(
     for record in run_training(training):
         fraction = 0.3 + 0.7 * record.fraction
         yield replace(record, fraction=fraction, state=begun | record.state)
+
+
+def observed_for(stack: ParticleStack, settings: FlexSettings) -> Observations:
+    """The stack as a run with these settings sees it."""
+    return observe(
+        stack,
+        sign=contrast_of(stack, settings.contrast),
+        generator=torch.Generator().manual_seed(settings.seed),
+    )
+
+
+def likelihood_of(stack: ParticleStack, settings: FlexSettings) -> FlexLikelihood:
+    """The likelihood that a run with these settings uses."""
+    return FlexLikelihood(observed_for(stack, settings), resolution_A=settings.resolution_A)
 
 
 def consensus_map(observed: Observations) -> Volume:
