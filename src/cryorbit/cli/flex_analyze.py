@@ -130,11 +130,18 @@ def ends_of(settings: Settings, stack: ParticleStack) -> tuple[int, int] | None:
         return None
     if None in names:
         raise BadInput("a path has two ends. Give both --from-particle and --to-particle.")
-    start, end = (_row(str(name), stack) for name in names)
+    start, end = (row_of(str(name), stack) for name in names)
     return start, end
 
 
-def _row(name: str, stack: ParticleStack) -> int:
+def row_of(name: str, stack: ParticleStack) -> int:
+    """The row of a particle given by its name, or by its row from 1.
+
+    Raises
+    ------
+    BadInput
+        If there is no such particle.
+    """
     import numpy as np
 
     from cryorbit.io.particles import match_ids

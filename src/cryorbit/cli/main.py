@@ -45,7 +45,11 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     "flex": {
         "fit": ("flex_fit", "a map as 3D Gaussians: .ply, .safetensors or pseudo-atoms"),
         "train": ("flex_train", "learn motions and compositions from particles with poses"),
-        "analyze": ("flex_analyze", "what a run found: groups, maps along axes and paths, motions, film, report"),
+        "analyze": (
+            "flex_analyze",
+            "what a run found: groups, maps along axes and paths, motions, film, report",
+        ),
+        "reconstruct": ("flex_reconstruct", "one sharper map of all images, the motion taken out"),
     },
     "particles": {
         "expand": ("particles_expand", "one row per symmetric copy of each particle"),
