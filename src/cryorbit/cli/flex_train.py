@@ -28,7 +28,7 @@ class Settings:
     """Learn how the molecule moves: DIR/model.safetensors, latents.safetensors, gaussians.safetensors, particles.star."""
 
     particles: tyro.conf.Positional[ParticlesFile | None] = None
-    """A .star, .cs, .pkl, .mrcs or .txt file or a job folder, with poses; --resume knows it already."""
+    """A .star, .cs, .mrcs or .txt file (with --pose-pkl) or a job folder, with poses; --resume knows it already."""
     out: OutFolder
     """Folder for the results."""
     map: Annotated[Path | None, tyro.conf.arg(metavar="MAP")] = None
@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
     if settings.resume and already_finished(settings.out):
         return 0
     if settings.particles is None:
-        raise BadInput("no particles given. Name a .star, .cs, .pkl, .mrcs or .txt file or a job folder.")
+        raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
     if settings.map is not None and settings.gaussians is not None:
         raise BadInput(
             "both --map and --gaussians given. Give one of them: either says where Gaussians begin."

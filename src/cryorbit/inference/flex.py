@@ -1,9 +1,9 @@
 """Heterogeneity with 3D Gaussians: from particles with poses to Gaussians that move and come and go with a latent vector.
 
-The likelihood is that of the whitened images, CTF and pose of each in it. What makes it easy is the start: probabilistic
-PCA of volumes (`linear_flex`) has one optimum and finds it, so its posterior means already lie on the curve or in the
-clusters that the conformations form, if bent. Gaussians then learn to be at z what the images at z show. Every image's
-latent vector ends at the mode of its posterior under the Gaussians, with its curvature.
+The likelihood is that of the whitened images, CTF and pose of each in it. What makes it easy is the start: the posterior
+means of probabilistic PCA of volumes (`linear_flex`) already lie on the curve or in the clusters that the conformations form,
+if bent, on all sets tried. Gaussians then learn to be at z what the images at z show. Every image's latent vector ends at
+the mode of its posterior under the Gaussians, with its curvature.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryorbit.data import Gaussians, ParticleStack, Pose
+from cryorbit.data import Gaussians, Pose
 from cryorbit.errors import BadInput
 from cryorbit.inference.amortised_map import pack, unpack
 from cryorbit.inference.engine import Progress, generator_from
@@ -267,4 +267,4 @@ def run_training(training: FlexTraining) -> Iterator[Progress]:
     yield Progress("done", training.steps, training.steps, 1.0, {}, {}, training.result())
 
 
-__all__ = ["FlexResult", "FlexSettings", "FlexTraining", "ParticleStack", "run_training"]
+__all__ = ["FlexResult", "FlexSettings", "FlexTraining", "run_training"]

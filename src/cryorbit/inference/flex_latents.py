@@ -18,7 +18,7 @@ from cryorbit.models.deformation import GaussianModel
 _STEP_Z = 0.1
 """Finite difference of a latent coordinate, in standard deviations of its prior."""
 _STEP_PX = 0.1
-"""Finite difference of a pose: pixels at the molecule's rim."""
+"""Finite difference of a pose: pixels that it moves the image, or the molecule at its lever."""
 
 
 class RowTable:
@@ -34,10 +34,6 @@ class RowTable:
         self.values = values.clone()
         self.first, self.second = torch.zeros_like(values), torch.zeros_like(values)
         self.steps = torch.zeros(len(values))
-
-    def rows(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
-        """A copy of some rows that gradients reach."""
-        return self.values[rows].requires_grad_()
 
     def step(self, rows: Int[Tensor, "b"], grad: Float[Tensor, "b d"], *, rate: float) -> None:
         """Move `rows` against their gradient (Kingma & Ba 2015, with a row's own count of steps)."""
@@ -88,7 +84,7 @@ class PosePrior:
     angle_sd_rad: float
     shift_sd_A: float
     lever_A: float
-    """Distance of the molecule's rim from its centre, angstrom: how far a turn moves it."""
+    """Root mean square distance of the molecule from its centre, angstrom: how far a turn of a radian moves it."""
 
 
 @torch.no_grad()
@@ -122,7 +118,7 @@ def latent_posterior(
     objective = _objective(likelihood, values, data, at, centre, spread)
     information = torch.diag_embed((1 / spread.square()).expand_as(at))
     for _ in range(max(steps, 1)):
-        jacobian = _jacobian(render, at, base, values, prior)
+        jacobian = _jacobian(render, at, base, values, prior, pixel_size_A=likelihood.pixel_size_A)
         gradient = (
             likelihood.inner(jacobian, (data - values)[:, None])[..., 0] - (at - centre) / spread.square()
         )
@@ -189,13 +185,19 @@ def _objective(
 
 
 def _jacobian(
-    render: Callable[[Tensor, Pose], Tensor], at: Tensor, base: Pose, values: Tensor, prior: PosePrior | None
+    render: Callable[[Tensor, Pose], Tensor],
+    at: Tensor,
+    base: Pose,
+    values: Tensor,
+    prior: PosePrior | None,
+    *,
+    pixel_size_A: float,
 ) -> Tensor:
     """Derivatives of each image's transform by (z, turn, shift): forward differences."""
     total = at.shape[1]
     steps = torch.full((total,), _STEP_Z)
     if prior is not None:
-        pixel = _STEP_PX * prior.shift_sd_A
+        pixel = _STEP_PX * pixel_size_A
         steps[-5:-2], steps[-2:] = pixel / prior.lever_A, pixel
     columns = []
     for k in range(total):
