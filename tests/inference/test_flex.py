@@ -19,7 +19,7 @@ from cryorbit.inference.flex_settings import FlexSettings
 from cryorbit.inference.flex_start import consensus_map, train_flex
 from cryorbit.inference.flex_states import sort_into_states
 from cryorbit.inference.observations import Observations, observe
-from cryorbit.models.deformation import make_gaussian_model
+from cryorbit.models.deformation import GaussianModel, make_gaussian_model
 from cryorbit.physics.splat import gaussians_to_map, splat_images
 
 P = 3.0
@@ -87,8 +87,8 @@ def test_detail_beyond_nyquist_is_refused():
         FlexLikelihood(observed_of(stack, sigma=0.3), resolution_A=4.0)
 
 
-def two_way_model() -> torch.nn.Module:
-    """Anchors whose halves come and go with two latent coordinates, smoothly."""
+def two_way_model() -> GaussianModel:
+    """Anchors that move, come and go with two latent coordinates, smoothly."""
     torch.manual_seed(0)
     model = make_gaussian_model(molecule(), "basis", latent=2, unit_A=P, rank=4, width=16)
     assert model.deformation is not None

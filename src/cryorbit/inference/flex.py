@@ -1,7 +1,7 @@
 """Heterogeneity with 3D Gaussians: from particles with poses to Gaussians that move and come and go with a latent vector.
 
 The likelihood is that of the whitened images, CTF and pose of each in it. What makes it easy is the start: the posterior
-means of probabilistic PCA of volumes (`linear_flex`) already lie on the curve or in the clusters that the conformations form,
+means of probabilistic PCA of volumes (`linear_flex`) already lie on the curve or in the clusters that conformations form,
 if bent, on all sets tried. Gaussians then learn to be at z what the images at z show. Every image's latent vector ends at
 the mode of its posterior under the Gaussians, with its curvature.
 """
