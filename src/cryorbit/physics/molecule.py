@@ -8,49 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from cryorbit.data import Atoms
+from cryorbit.physics.side_chains import SIDE_CHAIN, place_atom, residue_frames
 
 _PHI_DEG, _PSI_DEG, _OMEGA_DEG = -57.8, -47.0, 180.0
 _RISE_A = 1.54
 _SPACING_A = 10.0
 _LONGEST_A = 45.0
 
-# name, atomic number, parents (three earlier atoms, the last one bonded), bond A, angle deg, torsion deg
-_SIDE_CHAIN: dict[str, tuple[tuple[str, int, tuple[str, str, str], float, float, float], ...]] = {
-    "ALA": (),
-    "SER": (("OG", 8, ("N", "CA", "CB"), 1.42, 111, -60),),
-    "VAL": (("CG1", 6, ("N", "CA", "CB"), 1.52, 111, 180), ("CG2", 6, ("N", "CA", "CB"), 1.52, 111, -60)),
-    "LEU": (
-        ("CG", 6, ("N", "CA", "CB"), 1.53, 116, -65),
-        ("CD1", 6, ("CA", "CB", "CG"), 1.52, 111, 175),
-        ("CD2", 6, ("CA", "CB", "CG"), 1.52, 111, -65),
-    ),
-    "GLU": (
-        ("CG", 6, ("N", "CA", "CB"), 1.52, 114, -65),
-        ("CD", 6, ("CA", "CB", "CG"), 1.52, 113, 180),
-        ("OE1", 8, ("CB", "CG", "CD"), 1.25, 118, 0),
-        ("OE2", 8, ("CB", "CG", "CD"), 1.25, 118, 180),
-    ),
-    "LYS": (
-        ("CG", 6, ("N", "CA", "CB"), 1.52, 114, -65),
-        ("CD", 6, ("CA", "CB", "CG"), 1.52, 111, 180),
-        ("CE", 6, ("CB", "CG", "CD"), 1.52, 111, 180),
-        ("NZ", 7, ("CG", "CD", "CE"), 1.49, 112, 180),
-    ),
-    "ASN": (
-        ("CG", 6, ("N", "CA", "CB"), 1.52, 113, -65),
-        ("OD1", 8, ("CA", "CB", "CG"), 1.23, 121, -30),
-        ("ND2", 7, ("CA", "CB", "CG"), 1.33, 116, 150),
-    ),
-    "MET": (
-        ("CG", 6, ("N", "CA", "CB"), 1.52, 114, -65),
-        ("SD", 16, ("CA", "CB", "CG"), 1.81, 113, 180),
-        ("CE", 6, ("CB", "CG", "SD"), 1.79, 101, 70),
-    ),
-}
+_KINDS = ("ALA", "SER", "VAL", "LEU", "GLU", "LYS", "ASN", "MET")
 _BACKBONE = (("N", 7), ("CA", 6), ("C", 6), ("O", 8), ("CB", 6))
 _HALF_AXES_A = (
     (50.0, 42.0, 36.0),
@@ -123,25 +91,6 @@ def molecular_weight_kDa(atoms: Atoms) -> float:
     number, count = torch.unique(atoms.atomic_number, return_counts=True)
     total = sum(mass.get(z, 2.0 * z) * c for z, c in zip(number.tolist(), count.tolist(), strict=True))
     return total / 1000 * (1.0 if 1 in number.tolist() else 1.07)
-
-
-def place_atom(
-    a: Float[Tensor, "3"],
-    b: Float[Tensor, "3"],
-    c: Float[Tensor, "3"],
-    *,
-    bond_A: float,
-    angle_deg: float,
-    torsion_deg: float,
-) -> Float[Tensor, "3"]:
-    """Position of d from its bond c-d, angle b-c-d and torsion a-b-c-d (Parsons et al. 2005, NeRF)."""
-    theta, phi = math.radians(angle_deg), math.radians(torsion_deg)
-    bc = torch.nn.functional.normalize(c - b, dim=0)
-    n = torch.nn.functional.normalize(torch.linalg.cross(b - a, bc), dim=0)
-    m = torch.linalg.cross(n, bc)
-    return c + bond_A * (
-        -math.cos(theta) * bc + math.sin(theta) * math.cos(phi) * m + math.sin(theta) * math.sin(phi) * n
-    )
 
 
 def _ideal_helix(residues: int) -> Tensor:
@@ -245,7 +194,7 @@ def _side_chain(kind: str) -> _Residue:
     helix = _ideal_helix(4)[0]
     at = {name: position for (name, _), position in zip(_BACKBONE, helix, strict=True)}
     names, numbers = [name for name, _ in _BACKBONE], [z for _, z in _BACKBONE]
-    for name, z, parents, bond, angle, torsion in _SIDE_CHAIN[kind]:
+    for name, z, parents, bond, angle, torsion in SIDE_CHAIN[kind]:
         first, second, third = (at[p] for p in parents)
         at[name] = place_atom(first, second, third, bond_A=bond, angle_deg=angle, torsion_deg=torsion)
         names.append(name)
@@ -255,14 +204,14 @@ def _side_chain(kind: str) -> _Residue:
 
 def _dress(parts: list[tuple[int, Tensor]], generator: torch.Generator) -> Atoms:
     """Give every residue a side chain and gather the atoms of all helices."""
-    templates = [(kind, _side_chain(kind)) for kind in _SIDE_CHAIN]
+    templates = [(kind, _side_chain(kind)) for kind in _KINDS]
     position, number, chain, residue, atom, index = [], [], [], [], [], []
     serial: dict[int, int] = {}
     for domain, backbone in parts:
         kinds = torch.randint(len(templates), (len(backbone),), generator=generator).tolist()
         for row, kind in zip(backbone, kinds, strict=True):
             name, template = templates[kind]
-            turn = _frame(row) @ _frame(template.position).T
+            turn = residue_frames(*row[:3]) @ residue_frames(*template.position[:3]).T
             position.append((template.position - template.position[1]) @ turn.T + row[1])
             number += template.numbers
             serial[domain] = serial.get(domain, 0) + 1
@@ -282,11 +231,3 @@ def _dress(parts: list[tuple[int, Tensor]], generator: torch.Generator) -> Atoms
         atom_name=np.array(atom),
         residue_number=np.array(index),
     )
-
-
-def _frame(backbone: Tensor) -> Tensor:
-    """Right-handed axes (columns) fixed to N, CA, C of a residue."""
-    n, ca, c = backbone[0], backbone[1], backbone[2]
-    x = torch.nn.functional.normalize(c - ca, dim=0)
-    z = torch.nn.functional.normalize(torch.linalg.cross(x, n - ca), dim=0)
-    return torch.stack((x, torch.linalg.cross(z, x), z), dim=1)
