@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from cryorbit.errors import BadInput
@@ -49,15 +49,6 @@ class Churn:
     """S_noise: standard deviation of the fresh noise; slightly above 1 makes up for a denoiser that takes away too much."""
 
 
-def centred(x: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n 3"]:
-    """Points with their mean taken away, and zero where the mask is false: the space that point clouds live in."""
-    if mask is None:
-        return x - x.mean(1, keepdim=True)
-    there = mask[..., None].to(x)
-    mean = (x * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp_min(1)
-    return (x - mean) * there
-
-
 def sample(
     denoiser: Denoiser,
     noise: Float[Tensor, "b ..."],
@@ -78,7 +69,7 @@ def sample(
     churn
         Makes it a stochastic sampler; needs `generator`. None: the same noise gives the same sample.
     project
-        Onto the space that x lives in, done to the noise and after every update (`centred` for points).
+        Onto the space that x lives in, done to the noise and after every update (`nn.se3_points.centred` for points).
 
     Raises
     ------

@@ -1,0 +1,165 @@
+"""A learned prior of protein chains: C-alpha positions in angstrom, as a denoiser that turns with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cryorbit.errors import BadFile, BadInput
+from cryorbit.models.score import preconditioning
+from cryorbit.nn.point_graph import PointChains, point_chains
+from cryorbit.nn.se3_points import NoisyPoints, PointNetwork, centred
+
+_WAVES = (0.25, 0.5, 1.0, 2.0)
+CONDITIONS = 2 * len(_WAVES) + 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointPriorShape:
+    """Sizes of the network, and the units it works in; all of it stands in the checkpoint's card."""
+
+    hidden: int = 32
+    """Features per residue and per pair."""
+    layers: int = 3
+    """Rounds of messages."""
+    neighbours: int = 40
+    """Senders per residue in chains longer than `dense_up_to`."""
+    dense_up_to: int = 128
+    """Residues up to which all pairs are connected."""
+    length_scale_A: float = 10.0
+    """Angstrom per unit of the network's coordinates; one number for all structures."""
+    size_factor_A: float = 2.2
+    """Radius of gyration of n residues is size_factor_A n^size_power; it sets the scale of noise, not of coordinates."""
+    size_power: float = 0.38
+    """See size_factor_A."""
+    bond_A: float = 3.8
+    """Distance of successive C-alphas across a trans peptide bond; errors of bonds are shown to the network."""
+
+    def __post_init__(self) -> None:
+        if min(self.length_scale_A, self.size_factor_A, self.bond_A) <= 0:
+            raise BadInput("PointPriorShape: lengths have to be positive. Give them in angstrom.")
+
+
+class PointPrior:
+    """Network, units and preconditioning.
+
+    Coordinates x = (position - centre of mass) / length_scale_A; no structure is scaled by a size of its own.
+    """
+
+    def __init__(self, shape: PointPriorShape, network: PointNetwork | None = None) -> None:
+        self.shape = shape
+        self.network = network or PointNetwork(
+            shape.hidden,
+            shape.layers,
+            conditions=CONDITIONS,
+            neighbours=shape.neighbours,
+            dense_up_to=shape.dense_up_to,
+        )
+
+    def to_latent(
+        self, position_A: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b n 3"]:
+        """From angstrom to the coordinates of the network, the centre of mass taken away."""
+        return centred(position_A, mask) / self.shape.length_scale_A
+
+    def to_angstrom(self, x: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
+        """From the coordinates of the network to angstrom, about the centre of mass."""
+        return x * self.shape.length_scale_A
+
+    def sigma_data(self, residues: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """Standard deviation per coordinate of chains of so many residues, Rg / sqrt(3), in units; float64."""
+        law = self.shape.size_factor_A * residues.to(torch.float64) ** self.shape.size_power
+        return law / math.sqrt(3) / self.shape.length_scale_A
+
+    def denoiser(
+        self, mask: Bool[Tensor, "b n"], chain: Int[Tensor, "b n"], residue: Int[Tensor, "b n"]
+    ) -> PointDenoiser:
+        """The denoiser of a batch of these chains.
+
+        Parameters
+        ----------
+        mask
+            Where there is a residue, shape (b, n).
+        chain, residue
+            Number of the chain and place in it, integers, shape (b, n). Names of chains carry no meaning.
+        """
+        chains = point_chains(mask, chain, residue)
+        return PointDenoiser(self, chains, self.sigma_data(mask.sum(1)))
+
+    def card(self) -> dict[str, Any]:
+        """All that `from_state` needs beside the tensors, JSON-able."""
+        return {"kind": "points", "version": 1, **asdict(self.shape)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's weights by name."""
+        return dict(self.network.state_dict())
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], card: dict[str, Any]) -> PointPrior:
+        """The prior of `tensors` and `card`, ready to sample with.
+
+        Raises
+        ------
+        BadFile
+            If they are of another kind of prior, or do not belong together.
+        """
+        given = dict(card)
+        kind, version = given.pop("kind", None), given.pop("version", None)
+        if kind != "points" or version != 1:
+            raise BadFile(
+                f"A prior of kind {kind!r}, version {version}, where one of points, version 1, was wanted."
+            )
+        try:
+            known = {name: given[name] for name in PointPriorShape.__dataclass_fields__}
+            prior = cls(PointPriorShape(**known))
+            prior.network.load_state_dict(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise BadFile(
+                f"This prior's card does not fit its weights ({error}). Train or download it anew."
+            ) from error
+        prior.network.requires_grad_(False).eval()
+        return prior
+
+
+@dataclass(frozen=True, eq=False)
+class PointDenoiser:
+    """D(x; sigma) of given chains (`models.score.Denoiser`); x has shape (b, n, 3) and needs no centre of mass."""
+
+    prior: PointPrior
+    chains: PointChains
+    spread: Float[Tensor, "b"]
+
+    @property
+    def sigma_data(self) -> float:
+        """Mean over the batch of the standard deviation per coordinate, in units of `length_scale_A`."""
+        return float(self.spread.mean())
+
+    def project(self, x: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n 3"]:
+        """Onto the space that samples live in: no centre of mass, zero where there is no residue."""
+        return centred(x, self.chains.mask)
+
+    def __call__(self, x: Float[Tensor, "b n 3"], sigma: Float[Tensor, "b"]) -> Float[Tensor, "b n 3"]:
+        """Mean of the clean coordinates given the noisy ones."""
+        shape = self.prior.shape
+        x, spread = self.project(x), self.spread.to(x)
+        c = preconditioning(sigma, spread)
+        given = NoisyPoints(
+            x * c.into[:, None, None],
+            sigma * c.into,
+            shape.bond_A / shape.length_scale_A * c.into,
+            conditions(4 * c.noise, self.chains.mask.sum(1)).to(x),
+        )
+        moved = self.prior.network(given, self.chains)
+        return x * c.skip[:, None, None] + moved * c.out[:, None, None]
+
+
+def conditions(log_level: Float[Tensor, "b"], residues: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
+    """Smooth features of ln(sigma / sigma_data) and of the number of residues."""
+    angle = log_level[:, None] * torch.tensor(_WAVES, dtype=log_level.dtype, device=log_level.device)
+    size = torch.log(residues.to(log_level) / 64)
+    return torch.cat((angle.sin(), angle.cos(), log_level[:, None] / 4, size[:, None]), dim=1)
