@@ -92,7 +92,7 @@ class WaveSums:
 
     @torch.no_grad()
     def values(self) -> Float[Tensor, "edge edge edge"]:
-        """f on the cube, axes z, y, x, r = 0 at index edge // 2; the sum may go on afterwards."""
+        """The sum on the cube, axes z, y, x, r = 0 at index edge // 2; more may be added afterwards."""
         r = torch.arange(self.edge, device=self.grid.device) - self.edge // 2
         cube = self.grid.view(-1, self.fine, self.fine, self.fine)
         wave = torch.complex(cube[0], cube[1]) if len(cube) == 2 else cube[0]
