@@ -6,6 +6,7 @@ from cryorbit.data.distribution import SO3Distribution
 from cryorbit.data.gaussians import Gaussians
 from cryorbit.data.particles import ImageSource, MemoryImages, ParticleStack, SelectedImages
 from cryorbit.data.pose import Pose
+from cryorbit.data.protein_chain import ProteinChain
 from cryorbit.data.volume import Volume
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MemoryImages",
     "ParticleStack",
     "Pose",
+    "ProteinChain",
     "SO3Distribution",
     "SelectedImages",
     "Volume",

@@ -1,0 +1,52 @@
+"""`ProteinChain`: one chain of a protein, its sequence, its C-alphas and its atoms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryorbit.data.atoms import Atoms
+from cryorbit.errors import BadInput
+
+
+@dataclass(frozen=True, eq=False)
+class ProteinChain:
+    """The residues of a chain that have a C-alpha, in the order of the chain.
+
+    Parameters
+    ----------
+    name
+        Entry and chain: "6lyz_A".
+    sequence
+        One letter per residue, X where there is none.
+    ca_A
+        Shape (n, 3): C-alphas, angstrom, where the file has them.
+    residue_number
+        Shape (n,): numbers of the file; a gap in them may be a gap in the chain.
+    atoms
+        Every atom of those residues.
+    """
+
+    name: str
+    sequence: str
+    ca_A: Float[Tensor, "n 3"]
+    residue_number: Int[Tensor, "n"]
+    atoms: Atoms
+
+    def __post_init__(self) -> None:
+        n = len(self.sequence)
+        if self.ca_A.shape != (n, 3) or self.residue_number.shape != (n,):
+            raise BadInput(
+                f"ProteinChain {self.name}: {n} letters but C-alphas {tuple(self.ca_A.shape)} and residue numbers "
+                f"{tuple(self.residue_number.shape)}. Give one of each per residue."
+            )
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    @property
+    def entry(self) -> str:
+        """The part of the name before the chain."""
+        return self.name.rpartition("_")[0]
