@@ -134,9 +134,8 @@ class PointLayer(nn.Module):
         mixed = mixed + edges.of_senders(self.at_sender(normed))
         mixed = mixed + (self.at_receiver(normed) + self.for_condition(embedded)[:, None])[:, :, None]
         message = nn.functional.silu(self.message(nn.functional.silu(mixed)))
-        message = message * torch.sigmoid(self.gate(message))
-
-        weight = torch.stack(edges.weights(_NEAR, x), dim=2)
+        gate = torch.sigmoid(self.gate(message))[..., 0]
+        weight = torch.stack(edges.weights(_NEAR, x), dim=2) * gate[:, :, None]
         gathered = (weight @ message).flatten(2)
         saturating, linear = self.pull(message).unbind(-1)
         pull = (saturating / (1 + vector.norm(dim=-1)) + linear) * weight.sum(2)
@@ -155,14 +154,19 @@ def edge_geometry(x: Tensor, frames: Tensor, given: NoisyPoints, edges: Edges) -
     That is the distance, where each stands in the other's frame, how the frames are turned, and for bonds how far from
     their length they are in units of the noise.
     """
-    senders = edges.of_senders(x)
-    vector = senders - x[:, :, None]
+    vector = edges.of_senders(x) - x[:, :, None]
     distance = (vector.square().sum(-1) + _TINY**2).sqrt()
     direction = soft_direction(vector)
-    theirs = edges.of_senders(frames.flatten(2)).unflatten(-1, (3, 3))
-    at_receiver = direction @ frames.transpose(-1, -2)
-    at_sender = (theirs @ direction[..., None])[..., 0]
-    turned = (theirs @ frames[:, :, None].transpose(-1, -2)).flatten(-2)
+    at_receiver = direction @ frames.mT
+    if edges.sender is None:
+        at_sender = -at_receiver.transpose(1, 2)  # the same arrow seen from its other end
+        b, n = x.shape[:2]
+        turned = (frames.flatten(1, 2) @ frames.flatten(1, 2).mT).view(b, n, 3, n, 3)
+        turned = turned.permute(0, 1, 3, 2, 4).flatten(-2)
+    else:
+        theirs = edges.of_senders(frames.flatten(2)).unflatten(-1, (3, 3))
+        at_sender = (theirs * direction[..., None, :]).sum(-1)
+        turned = (frames[:, :, None] @ theirs.mT).flatten(-2)
     bonded = (edges.offset - CLIP).abs() == 1
     error = _relative(distance, given) * bonded
     return vector, torch.cat((radial_basis(distance), at_receiver, at_sender, turned, error[..., None]), -1)

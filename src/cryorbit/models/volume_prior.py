@@ -1,0 +1,210 @@
+"""A learned prior of density maps: a denoiser of electron scattering density at a stated voxel size and resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cryorbit.errors import BadFile, BadInput
+from cryorbit.models.score import preconditioning
+from cryorbit.nn.unet import UNet
+
+_WAVES = (0.25, 0.5, 1.0, 2.0)
+CONDITIONS = 2 * len(_WAVES) + 1 + 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumePriorShape:
+    """Sizes of the network, its units, and what it was trained for; all of it stands in the checkpoint's card."""
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    """Of each level, from the full box down."""
+    patch: int = 1
+    """2: cubes of two voxels become channels first, for large boxes."""
+    blocks: int = 1
+    """Blocks per level, down and up."""
+    attention: bool = False
+    """Voxels of the coarsest level look at one another."""
+    box: int = 32
+    """Edge of the maps it is trained on; others work, further away the worse."""
+    density_scale: float = 1.0
+    """Density in the unit of the data per unit of the network; one number for all maps."""
+    sigma_data: float = 1.0
+    """Root mean square of the maps in units of density_scale, over the training set."""
+    voxel_size_A: tuple[float, float] = (3.0, 3.0)
+    """Least and largest voxel trained on."""
+    resolution_A: tuple[float, float] = (6.0, 6.0)
+    """Finest and coarsest low-pass trained on."""
+
+    def __post_init__(self) -> None:
+        for name in ("voxel_size_A", "resolution_A"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise BadInput(
+                    f"VolumePriorShape: {name} {low} to {high} is no range. Give the smaller one first."
+                )
+        if min(self.density_scale, self.sigma_data) <= 0:
+            raise BadInput(
+                "VolumePriorShape: density_scale and sigma_data have to be positive. Measure them on maps."
+            )
+
+
+class VolumePrior:
+    """Network, units and preconditioning: x = density / density_scale, shape (batch, 1, n, n, n)."""
+
+    def __init__(self, shape: VolumePriorShape, network: UNet | None = None) -> None:
+        self.shape = shape
+        self.network = network or UNet(
+            shape.channels,
+            conditions=CONDITIONS,
+            patch=shape.patch,
+            blocks=shape.blocks,
+            attention=shape.attention,
+        )
+
+    def to_latent(self, density: Float[Tensor, "*batch n n n"]) -> Float[Tensor, "*batch n n n"]:
+        """From density as `physics.scatter` makes it to the network's unit."""
+        return density / self.shape.density_scale
+
+    def to_density(self, x: Float[Tensor, "*batch n n n"]) -> Float[Tensor, "*batch n n n"]:
+        """From the network's unit to density."""
+        return x * self.shape.density_scale
+
+    def denoiser(
+        self,
+        *,
+        voxel_size: float | Float[Tensor, "b"],
+        resolution: float | Float[Tensor, "b"] | None = None,
+        guidance: float = 0.0,
+    ) -> VolumeDenoiser:
+        """The denoiser of maps with voxels of this size and, if known, low-passed to this resolution.
+
+        Parameters
+        ----------
+        voxel_size, resolution
+            In angstrom; one number, or one per sample. Without a resolution the network averages over those it knows.
+        guidance
+            w of D_without + (1 + w) (D_with - D_without): above 0 samples follow the resolution more closely than the
+            data did (Ho and Salimans 2022), and are no longer samples of the prior.
+
+        Raises
+        ------
+        BadInput
+            If a size lies outside what the prior was trained for, or guidance is asked for without a resolution.
+        """
+        sizes = torch.as_tensor(voxel_size, dtype=torch.float64)
+        limits = torch.as_tensor(resolution, dtype=torch.float64) if resolution is not None else None
+        self._check("voxel size", sizes, self.shape.voxel_size_A)
+        if limits is not None:
+            self._check("resolution", limits, self.shape.resolution_A)
+        elif guidance:
+            raise BadInput("VolumePrior: guidance sharpens a condition. Give the resolution, or guidance 0.")
+        return VolumeDenoiser(self, sizes, limits, guidance)
+
+    def _check(self, name: str, value: Tensor, known: tuple[float, float]) -> None:
+        """Refuse what the network has never seen; a twentieth beyond is let pass."""
+        low, high = known
+        if bool(((value < 0.95 * low) | (value > 1.05 * high)).any()):
+            raise BadInput(
+                f"VolumePrior: {name} {value.flatten().tolist()} A, but this prior was trained on {low:g} to {high:g} A. "
+                "Resample the map, or use another prior."
+            )
+
+    def condition(
+        self,
+        log_level: Float[Tensor, "b"],
+        voxel_size: Float[Tensor, "..."],
+        resolution: Float[Tensor, "..."] | None,
+        known: Bool[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b c"]:
+        """Features of ln(sigma / sigma_data), voxel size and resolution; where not `known`, no resolution."""
+        b = len(log_level)
+        angle = log_level[:, None] * torch.tensor(_WAVES, dtype=log_level.dtype, device=log_level.device)
+        there = torch.ones_like(log_level) if known is None else known.to(log_level)
+        if resolution is None:
+            there = torch.zeros_like(there)
+            resolution = voxel_size.new_tensor(self.shape.resolution_A[0])
+        size = torch.log(voxel_size.to(log_level).expand(b) / math.sqrt(math.prod(self.shape.voxel_size_A)))
+        limit = torch.log(resolution.to(log_level).expand(b) / math.sqrt(math.prod(self.shape.resolution_A)))
+        rest = torch.stack((log_level / 4, 4 * size, 4 * limit * there, there), dim=1)
+        return torch.cat((angle.sin(), angle.cos(), rest), dim=1)
+
+    def denoise(
+        self, x: Float[Tensor, "b 1 n n n"], sigma: Float[Tensor, "b"], condition: Float[Tensor, "b c"]
+    ) -> Float[Tensor, "b 1 n n n"]:
+        """D(x; sigma) under a condition of `condition`."""
+        c = preconditioning(sigma.view(-1, 1, 1, 1, 1), self.shape.sigma_data)
+        return c.skip * x + c.out * self.network(c.into * x, condition)
+
+    def log_level(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """ln(sigma / sigma_data)."""
+        return 4 * preconditioning(sigma, self.shape.sigma_data).noise
+
+    def card(self) -> dict[str, Any]:
+        """All that `from_state` needs beside the tensors, JSON-able."""
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.shape).items()}
+        return {"kind": "volumes", "version": 1, **plain}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's weights by name."""
+        return dict(self.network.state_dict())
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], card: dict[str, Any]) -> VolumePrior:
+        """The prior of `tensors` and `card`, ready to sample with.
+
+        Raises
+        ------
+        BadFile
+            If they are of another kind of prior, or do not belong together.
+        """
+        given = dict(card)
+        kind, version = given.pop("kind", None), given.pop("version", None)
+        if kind != "volumes" or version != 1:
+            raise BadFile(
+                f"A prior of kind {kind!r}, version {version}, where one of volumes, version 1, was wanted."
+            )
+        try:
+            known: dict[str, Any] = {name: given[name] for name in VolumePriorShape.__dataclass_fields__}
+            known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+            prior = cls(VolumePriorShape(**known))
+            prior.network.load_state_dict(tensors)
+        except (KeyError, RuntimeError) as error:
+            raise BadFile(
+                f"This prior's card does not fit its weights ({error}). Train or download it anew."
+            ) from error
+        prior.network.requires_grad_(False).eval()
+        return prior
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeDenoiser:
+    """D(x; sigma) at a voxel size and resolution (`models.score.Denoiser`); x has shape (b, 1, n, n, n)."""
+
+    prior: VolumePrior
+    voxel_size_A: Float[Tensor, "..."]
+    resolution_A: Float[Tensor, "..."] | None
+    guidance: float = 0.0
+
+    @property
+    def sigma_data(self) -> float:
+        """Root mean square of the clean maps in units of `density_scale`."""
+        return self.prior.shape.sigma_data
+
+    def __call__(
+        self, x: Float[Tensor, "b 1 n n n"], sigma: Float[Tensor, "b"]
+    ) -> Float[Tensor, "b 1 n n n"]:
+        """Mean of the clean maps given the noisy ones."""
+        level = self.prior.log_level(sigma)
+        size = self.voxel_size_A.to(level)
+        limit = None if self.resolution_A is None else self.resolution_A.to(level)
+        informed = self.prior.denoise(x, sigma, self.prior.condition(level, size, limit))
+        if not self.guidance:
+            return informed
+        without = self.prior.denoise(x, sigma, self.prior.condition(level, size, None))
+        return without + (1 + self.guidance) * (informed - without)
