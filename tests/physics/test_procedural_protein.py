@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from cryorbit.data import Atoms
+from cryorbit.data.protein_chain import rg_law_A
 from cryorbit.errors import BadInput
 from cryorbit.io.atoms import read_atoms
 from cryorbit.physics.chain_fold import FoldProblem, _forces, _Near, _torsion_gradient, chain_of
-from cryorbit.physics.procedural_protein import procedural_protein, rg_law_A, secondary_structure
+from cryorbit.physics.procedural_protein import procedural_protein, secondary_structure
 from cryorbit.physics.scatter import scattering_factor_A
 from cryorbit.physics.side_chains import SIDE_CHAIN, residue_frames, side_chain
 

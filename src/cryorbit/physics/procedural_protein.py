@@ -7,6 +7,7 @@ import torch
 from scipy.spatial import KDTree
 
 from cryorbit.data import Atoms
+from cryorbit.data.protein_chain import rg_law_A
 from cryorbit.errors import BadInput
 from cryorbit.physics.chain_fold import Chain, FoldProblem, chain_of, fold
 from cryorbit.physics.side_chains import (
@@ -30,17 +31,6 @@ _LOOP_DEG = np.array([(-70.0, 145.0), (-120.0, 130.0), (-68.0, -35.0), (57.0, 42
 _LOOP_SHARE = (0.45, 0.20, 0.25, 0.10)
 _JITTER_DEG = {"H": 3.0, "E": 8.0, "L": 12.0}
 _B_FACTOR_A2 = {"H": 25.0, "E": 25.0, "L": 40.0}
-
-
-def rg_law_A(residues: int) -> float:
-    """Radius of gyration of the C-alphas of a globular protein of so many residues, 2.2 n^0.38 A.
-
-    The exponent and factor are those of Skolnick, Kolinski and Ortiz (1997, J. Mol. Biol. 265, 217).
-
-    >>> round(rg_law_A(129), 1)
-    13.9
-    """
-    return 2.2 * residues**0.38
 
 
 def procedural_protein(residues: int, seed: int) -> Atoms:
