@@ -17,6 +17,9 @@ from cryorbit.physics import side_chains as ideal
 _SIGMA_CA_A, _SIGMA_MIXED_A, _SIGMA_SIDE_A = 4.4, 4.4, 4.6
 """Below these distances two C-alphas, a C-alpha and a side chain, two side chains push each other away."""
 
+_WELL_A, _PULL = (5.5, 8.0), 0.3
+"""Side chains between these distances draw each other together with this force, which closes holes."""
+
 _CA_WEIGHT = 3.0
 """How much more two C-alphas weigh than the other pairs: a side chain can still turn away, a backbone cannot."""
 
@@ -90,11 +93,12 @@ def chain_of(torsion_rad: np.ndarray) -> Chain:
 def fold(torsion_rad: np.ndarray, problem: FoldProblem, *, rng: np.random.Generator) -> np.ndarray:
     """Torsions (n, 3) of a compact chain without clashes, by annealed descent from `torsion_rad`.
 
-    The energy is the sum of soft repulsion between C-alphas and side chains (quadratic below their contact distance),
-    of the squared errors of the radius of gyration and of the paired strands, of an edge, and of a weak pull of each torsion
-    to where it started. Its exact gradient in the torsions costs O(n) once forces are known; steps are those of Adam (Kingma
-    and Ba 2015) with noise that fades. The repulsion rises as it goes: the chain may pass through itself at first. Where
-    C-alphas still clash, the chain is warmed up and annealed again, a few times at most; the best is kept.
+    The energy is the sum of soft repulsion between C-alphas and side chains (quadratic below their contact distance), of
+    attraction between side chains, of the squared errors of the radius of gyration and of the paired strands, of an
+    edge, and of a weak pull of each torsion to where it started. Its exact gradient in the torsions costs O(n) once
+    forces are known; steps are those of Adam (Kingma and Ba 2015) with noise that fades. The repulsion rises as it goes:
+    the chain may pass through itself at first. Where C-alphas still clash, the chain is warmed up and annealed again, a
+    few times at most; the best is kept.
     """
     best, least = torsion_rad, np.inf
     theta = torsion_rad
@@ -146,23 +150,27 @@ def _clash_A(ca: np.ndarray) -> float:
 
 
 class _Near:
-    """Pairs of sites that may touch, found anew every few steps."""
-
-    every = 4
-    slack_A = 2.5
+    """Pairs of sites that may touch, and of side chains that may attract, found anew every few steps."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self.pairs = np.zeros((0, 2), dtype=np.int64)
+        self.touching = self.attracted = np.zeros((0, 2), dtype=np.int64)
 
-    def of(self, sites: np.ndarray) -> np.ndarray:
-        if self.calls % self.every == 0:
-            tree = KDTree(sites, balanced_tree=False, compact_nodes=False)
-            pairs = tree.query_pairs(_SIGMA_SIDE_A + self.slack_A, output_type="ndarray")
-            n = len(sites) // 2
-            self.pairs = pairs[np.abs(pairs[:, 0] % n - pairs[:, 1] % n) > 2]
+    def update(self, ca: np.ndarray, side: np.ndarray) -> None:
+        """Count a step; look again when it is time."""
+        n = len(ca)
+        if self.calls % 4 == 0:
+            pairs = _pairs(np.concatenate((ca, side)), _SIGMA_SIDE_A + 2.5)
+            self.touching = pairs[np.abs(pairs[:, 0] % n - pairs[:, 1] % n) > 2]
+        if self.calls % 8 == 0:
+            pairs = _pairs(side, _WELL_A[1] + 1.5)
+            self.attracted = pairs[np.abs(pairs[:, 0] - pairs[:, 1]) > 3]
         self.calls += 1
-        return self.pairs
+
+
+def _pairs(points: np.ndarray, within_A: float) -> np.ndarray:
+    tree = KDTree(points, balanced_tree=False, compact_nodes=False)
+    return tree.query_pairs(within_A, output_type="ndarray")
 
 
 def _forces(
@@ -171,7 +179,8 @@ def _forces(
     """Gradient of the energy at C-alphas and at side chains, each (n, 3)."""
     n = len(side)
     sites = np.concatenate((chain.ca, side))
-    i, j = near.of(sites).T
+    near.update(chain.ca, side)
+    i, j = near.touching.T
     apart = sites[i] - sites[j]
     distance = np.sqrt((apart**2).sum(1)) + 1e-6
     kind = (i >= n).astype(np.int64) + (j >= n)
@@ -179,7 +188,12 @@ def _forces(
     weight = np.array([_CA_WEIGHT, 1.0, 1.0])[kind]
     push = (2 * hardness) * weight * np.minimum(distance - sigma, 0.0) / distance
     total = _scatter(2 * n, i, j, push[:, None] * apart)
-    at_ca = total[:n]
+    at_ca, at_side = total[:n], total[n:]
+    i, j = near.attracted.T
+    apart = side[i] - side[j]
+    distance = np.sqrt((apart**2).sum(1)) + 1e-6
+    pull = _PULL * ((distance > _WELL_A[0]) & (distance < _WELL_A[1])) / distance
+    at_side += _scatter(n, i, j, pull[:, None] * apart)
     away = chain.ca - chain.ca.mean(0)
     radius = np.sqrt((away**2).sum(1).mean())
     at_ca += 1.5 * np.clip(radius - problem.radius_A, -3.0, 3.0) / radius * away
@@ -190,7 +204,7 @@ def _forces(
         apart = chain.ca[i] - chain.ca[j]
         distance = np.sqrt((apart**2).sum(1)) + 1e-6
         at_ca += _scatter(n, i, j, (np.clip(distance - _PAIR_A, -1.0, 3.0) / distance)[:, None] * apart)
-    return at_ca, total[n:]
+    return at_ca, at_side
 
 
 def _scatter(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -30,6 +30,9 @@ _LOOP_DEG = np.array([(-70.0, 145.0), (-120.0, 130.0), (-68.0, -35.0), (57.0, 42
 
 _LOOP_SHARE = (0.45, 0.20, 0.25, 0.10)
 _JITTER_DEG = {"H": 3.0, "E": 8.0, "L": 12.0}
+_ROOM_A = 4.0
+"""Atoms of two residues nearer than this overlap."""
+
 _B_FACTOR_A2 = {"H": 25.0, "E": 25.0, "L": 40.0}
 
 
@@ -177,7 +180,7 @@ def _oxygens(chain: Chain, torsion: np.ndarray) -> np.ndarray:
 
 
 def _rotamers(chain: Chain, backbone: np.ndarray, kinds: list[str]) -> list[int]:
-    """For each residue the rotamer with fewest atoms within 3.2 A: of the backbone first, then of side chains too."""
+    """For each residue the rotamer that overlaps least: with the backbone first, then with side chains too."""
     count = len(CHI1_DEG)
     options = [
         [chain.ca[i] + side_chain(kind, r).position_A.numpy() @ chain.frame[i].T for r in range(count)]
@@ -196,10 +199,11 @@ def _rotamers(chain: Chain, backbone: np.ndarray, kinds: list[str]) -> list[int]
 
 
 def _crowding(options: list[list[np.ndarray]], others: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """Contacts under 3.2 A of each rotamer with atoms of other residues, shape (residues, rotamers)."""
+    """Overlap of each rotamer with atoms of other residues, shape (residues, rotamers): sum of (4 A - distance)^2."""
     points = np.concatenate([side for row in options for side in row])
-    label = np.repeat(np.arange(len(options) * len(CHI1_DEG)), [len(side) for row in options for side in row])
-    near = KDTree(points).sparse_distance_matrix(KDTree(others), 3.2, output_type="coo_matrix")
+    count = len(options) * len(CHI1_DEG)
+    label = np.repeat(np.arange(count), [len(side) for row in options for side in row])
+    near = KDTree(points).sparse_distance_matrix(KDTree(others), _ROOM_A, output_type="coo_matrix")
     foreign = owner[near.col] != label[near.row] // len(CHI1_DEG)
-    total = np.bincount(label[near.row[foreign]], minlength=len(options) * len(CHI1_DEG))
-    return total.reshape(len(options), len(CHI1_DEG))
+    overlap = (_ROOM_A - near.data[foreign]) ** 2
+    return np.bincount(label[near.row[foreign]], overlap, count).reshape(len(options), len(CHI1_DEG))
