@@ -66,7 +66,7 @@ def test_models_that_cannot_be_read(pdb, tmp_path):
     with pytest.raises(BadFile, match=r"no assembly '2' \(found: 1\)"):
         read_atoms(pdb, assembly="2")
     for name, content, message in (
-        ("a.bcif", b"", "BinaryCIF"),
+        ("a.bcif", b"", "not a readable BinaryCIF"),
         ("a.xyz", b"", "not the name of a model"),
         ("a.cif", b"hello", "not a readable model"),
         ("a.pdb", b"", "no model|no atoms"),
@@ -81,8 +81,8 @@ def test_models_that_cannot_be_read(pdb, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("entry", ["1aki", "1dix", "1l2y"])
-def test_pdb_and_mmcif_agree(data_dir, entry):
-    """The same entry from both formats; its BinaryCIF is refused with the remedy."""
+def test_the_formats_agree(data_dir, entry):
+    """The same entry from both formats, and from BinaryCIF in the order of mmCIF."""
     folder = data_dir / "structures" / "format_triplets"
     a, b = (
         read_atoms(folder / f"{entry}.pdb.gz", waters="keep"),
@@ -95,8 +95,11 @@ def test_pdb_and_mmcif_agree(data_dir, entry):
         return key[np.lexsort(key.T.numpy())]
 
     torch.testing.assert_close(rows(a), rows(b), rtol=0, atol=1e-4)
-    with pytest.raises(BadFile, match=r"BinaryCIF"):
-        read_atoms(folder / f"{entry}.bcif.gz")
+    c = read_atoms(folder / f"{entry}.bcif.gz", waters="keep")
+    for name in ("position_A", "atomic_number", "b_factor_A2", "occupancy"):
+        assert torch.equal(getattr(c, name), getattr(b, name))
+    for name in ("chain", "residue_name", "atom_name", "residue_number"):
+        np.testing.assert_array_equal(getattr(c, name), getattr(b, name))
 
 
 @pytest.mark.data

@@ -118,7 +118,7 @@ def test_alternatives_are_one_residue_and_inserted_residues_are_two(tmp_path: Pa
 def test_bad_folders_are_refused(tmp_path: Path):
     with pytest.raises(BadFile, match=r"not a folder"):
         read_structure_folder(tmp_path / "none")
-    with pytest.raises(BadFile, match=r"no .pdb, .ent, .cif or .mmcif file"):
+    with pytest.raises(BadFile, match=r"no .pdb, .ent, .cif, .mmcif or .bcif file"):
         read_structure_folder(tmp_path)
     write_atoms(tmp_path / "short.pdb", procedural_protein(20, 0))
     with pytest.raises(BadFile, match=r"0 protein chains; skipped: 1 shorter than 40 residues"):

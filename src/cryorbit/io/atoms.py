@@ -1,4 +1,4 @@
-"""Molecular models: PDB and mmCIF files -> `Atoms`."""
+"""Molecular models: PDB, mmCIF and BinaryCIF files -> `Atoms`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from cryorbit.data.atoms import Atoms
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.atomic import atomic_path
+from cryorbit.io.bcif import read_bcif_block
 from cryorbit.io.compressed import read_plain
 
 _FORMATS = {
@@ -32,7 +33,7 @@ def read_atoms(
     model: int = 1,
     waters: Literal["drop", "keep"] = "drop",
 ) -> Atoms:
-    """Read a model from a PDB or mmCIF file, plain or compressed.
+    """Read a model from a PDB, mmCIF or BinaryCIF file, plain or compressed.
 
     Alternative positions are all kept, each with its occupancy.
 
@@ -209,15 +210,14 @@ def _read_structure(path: str | os.PathLike[str]) -> gemmi.Structure:
     for suffix in (".gz", ".bz2", ".xz", ".zst"):
         name = name.removesuffix(suffix)
     suffix = os.path.splitext(name)[1]
-    if suffix == ".bcif":
-        raise BadFile(
-            f"{path}: BinaryCIF, which the gemmi library cannot read. Give the entry as .cif or .pdb."
-        )
-    if suffix not in _FORMATS:
-        raise BadFile(f"{path}: not the name of a model file. Give a .pdb, .ent, .cif or .mmcif file.")
+    if suffix not in (*_FORMATS, ".bcif"):
+        raise BadFile(f"{path}: not the name of a model file. Give a .pdb, .ent, .cif, .mmcif or .bcif file.")
     try:
-        text = read_plain(path).decode("utf-8", errors="replace")
-        structure = gemmi.read_structure_string(text, format=_FORMATS[suffix])
+        if suffix == ".bcif":
+            structure = gemmi.make_structure_from_block(read_bcif_block(path))
+        else:
+            text = read_plain(path).decode("utf-8", errors="replace")
+            structure = gemmi.read_structure_string(text, format=_FORMATS[suffix])
     except (ValueError, RuntimeError) as error:
         raise BadFile(f"{path}: not a readable model file ({error}). Download it again.") from error
     if len(structure) == 0:

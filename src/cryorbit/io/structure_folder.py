@@ -1,4 +1,4 @@
-"""A folder of PDB and mmCIF files -> its protein chains."""
+"""A folder of PDB, mmCIF and BinaryCIF files -> its protein chains."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def read_structure_folder(
 
     The first model of each file as deposited, without waters. Reasons to skip: "unreadable" (each with its error),
     "without protein", "nucleic acid only", "shorter than ... residues", "longer than ... residues", "copy of another
-    chain of its file", "file of the same entry read before" (by its name without endings; .cif goes before .pdb).
+    chain of its file", "file of the same entry read before" (by its name without endings; .cif goes before .bcif and
+    that before .pdb).
 
     Parameters
     ----------
@@ -184,11 +185,13 @@ def _letter(residue: str) -> str | None:
 
 def _model_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise BadFile(f"{folder}: not a folder. Give a folder of PDB or mmCIF files.")
+        raise BadFile(f"{folder}: not a folder. Give a folder of PDB, mmCIF or BinaryCIF files.")
     files = [path for path in folder.rglob("*") if path.is_file() and _ending(path) in _MODELS]
     if not files:
-        raise BadFile(f"{folder}: no .pdb, .ent, .cif or .mmcif file in it. Give a folder of model files.")
-    order = (".cif", ".mmcif", ".pdb", ".ent", ".bcif")
+        raise BadFile(
+            f"{folder}: no .pdb, .ent, .cif, .mmcif or .bcif file in it. Give a folder of model files."
+        )
+    order = (".cif", ".mmcif", ".bcif", ".pdb", ".ent")
     return sorted(files, key=lambda path: (_stem(path), order.index(_ending(path)), str(path)))
 
 
