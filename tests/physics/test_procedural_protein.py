@@ -125,8 +125,16 @@ def test_elements_follow_the_lengths_asked_for():
                 assert low <= len(run) <= high
 
 
+def test_a_chain_that_touches_nothing_folds():
+    """The smallest proteins, of many seeds, whose residues may start out of reach of one another."""
+    for seed in (0, 8):  # 8 has no two side chains within reach when it starts
+        protein = procedural_protein(20, seed)
+        assert torch.isfinite(protein.position_A).all()
+        assert len(ca_of(protein)) == 20
+
+
 def test_sizes_out_of_range_are_refused():
-    with pytest.raises(BadInput, match=r"19 residues. Give 20 to 2000"):
+    with pytest.raises(BadInput, match=r"19 residues. Give 20 to 400"):
         procedural_protein(19, 0)
 
 

@@ -209,9 +209,8 @@ def _forces(
 
 def _scatter(n: int, i: np.ndarray, j: np.ndarray, value: np.ndarray) -> np.ndarray:
     """Sum of +value at i and -value at j."""
-    return np.stack(
-        [np.bincount(i, value[:, a], n) - np.bincount(j, value[:, a], n) for a in range(3)], axis=1
-    )
+    columns = [np.bincount(i, value[:, a], n) - np.bincount(j, value[:, a], n) for a in range(3)]
+    return np.stack(columns, axis=1).astype(np.float64)  # bincount of nothing counts in integers
 
 
 def _torsion_gradient(chain: Chain, side: np.ndarray, at_ca: np.ndarray, at_side: np.ndarray) -> np.ndarray:

@@ -48,15 +48,15 @@ def procedural_protein(residues: int, seed: int) -> Atoms:
     Parameters
     ----------
     residues
-        20 to 2000; one domain, so that beyond about 400 it is rounder than a real protein.
+        20 to 400: one domain. Longer chains get entangled.
 
     Raises
     ------
     BadInput
         If the number of residues is out of range.
     """
-    if not 20 <= residues <= 2000:
-        raise BadInput(f"procedural_protein: {residues} residues. Give 20 to 2000.")
+    if not 20 <= residues <= 400:
+        raise BadInput(f"procedural_protein: {residues} residues. Give 20 to 400.")
     rng = np.random.default_rng(seed)
     states = secondary_structure(residues, rng)
     basin = rng.choice(len(_LOOP_DEG), residues, p=_LOOP_SHARE)
