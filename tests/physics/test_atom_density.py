@@ -119,6 +119,15 @@ def test_any_rotation_is_one_of_the_coordinates():
         assert (found.values - wanted).norm() < SPLAT * wanted.norm()
 
 
+def test_one_b_factor_stands_in_for_all():
+    """Given, it counts for every atom as if the file had it."""
+    atoms, grid = few_atoms(), {"box": 24, "pixel_size_A": 2.5, "resolution_A": 6.0}
+    same = replace(atoms, b_factor_A2=torch.full((60,), 45.0, dtype=torch.float64))
+    found = density_of_atoms(atoms, b_factor_A2=45.0, **grid).values
+    assert torch.equal(found, density_of_atoms(same, **grid).values)
+    assert not torch.equal(found, density_of_atoms(atoms, **grid).values)
+
+
 def test_what_cannot_be_drawn_is_refused():
     atoms = few_atoms()
     with pytest.raises(BadInput, match=r"3 A cannot be drawn on voxels of 2 A. Give 4 A"):

@@ -25,6 +25,7 @@ def density_of_atoms(
     box: int,
     pixel_size_A: float,
     resolution_A: float,
+    b_factor_A2: float | None = None,
     centre: bool = True,
 ) -> Volume:
     """The potential in volts of atoms moved by x -> rotation @ x + shift_A, at a resolution; nothing is interpolated.
@@ -41,6 +42,8 @@ def density_of_atoms(
         None: as the atoms stand.
     resolution_A
         At least two voxels.
+    b_factor_A2
+        B of every atom, in place of their own: models of predictions and of NMR have other things in that column.
     centre
         Move the centre of the scattering mass to the origin (voxel box // 2) before the rotation.
 
@@ -57,7 +60,8 @@ def density_of_atoms(
     round_ones = atoms_to_gaussians(
         atoms, resolution_A=resolution_A, b_factor_A2=4.0 * resolution_A**2, centre=centre
     )
-    variance = round_ones.width_A.square() + atoms.b_factor_A2.to(round_ones.width_A) / _B_OF_VARIANCE
+    own = atoms.b_factor_A2 if b_factor_A2 is None else torch.full_like(atoms.b_factor_A2, b_factor_A2)
+    variance = round_ones.width_A.square() + own.to(round_ones.width_A) / _B_OF_VARIANCE
     blurred = replace(round_ones, width_A=variance.clamp_min(1e-6).sqrt())
     eye, zero = torch.eye(3).to(variance), torch.zeros(3).to(variance)
     moved = blurred.moved(eye if rotation is None else rotation, zero if shift_A is None else shift_A)
