@@ -33,8 +33,7 @@ def density_of_atoms(
     V^(k) = 47.878 sum_j occupancy_j f_j(k) exp(-(B_j + 4 d^2) k^2 / 4) exp(-2 pi i k x_j) for all k inside the band, with
     the atoms' own B-factors and d the resolution, where the last factor is exp(-1): the low pass of `scatter.map_of_model`.
     f_j is the one Gaussian with the values of the electron scattering factor at k = 0 and 1 / d; the sum is that of
-    `splat.gaussians_to_map`, to 1e-4. The sum over the
-    voxels times their volume is 47.878 sum_j occupancy_j f_j(0), in V A^3.
+    `splat.gaussians_to_map`, to 1e-4. The sum over the voxels times their volume is 47.878 sum_j occupancy_j f_j(0), V A^3.
 
     Parameters
     ----------
