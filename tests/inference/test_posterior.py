@@ -1,4 +1,4 @@
-"""Samplers where the posterior is known: a Gaussian prior with a spectrum, a likelihood that is diagonal in Fourier space."""
+"""Samplers where the posterior is known: a Gaussian prior with a spectrum, a likelihood diagonal in Fourier space."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Oracle:
         variance = 1 / (weight + 1 / power)
         return cls(GaussianDenoiser(power), data, filtered(b, variance), variance)
 
-    def run(self, method: Method, **settings: float) -> PosteriorSamples:
-        plan = PosteriorSettings(samples=SAMPLES, at_a_time=SAMPLES, **settings)  # pyright: ignore
+    def run(self, method: Method, *, samples: int = SAMPLES, **settings: float) -> PosteriorSamples:
+        plan = PosteriorSettings(samples=samples, at_a_time=samples, **settings)  # pyright: ignore
         return finished(sample_posterior(self.denoiser, self.data, method, plan))
 
     def error_of_mean(self, found: PosteriorSamples) -> float:
@@ -138,7 +138,7 @@ def test_diffpir_tends_to_the_posterior_mean(n):
 
 def test_guidance_by_gradients_is_biased_and_says_so():
     """DPS misses the posterior mean by more than DiffPIR does at a fifth of the passes; PiGDM comes near it."""
-    diffpir = oracle(8).error_of_mean(oracle(8).run(DiffPIR(), steps=100))
+    diffpir = oracle(8).error_of_mean(oracle(8).run(DiffPIR(), steps=100, samples=40))
     bias = {}
     for name, method in (
         ("PiGDM", PiGDM()),
@@ -146,10 +146,10 @@ def test_guidance_by_gradients_is_biased_and_says_so():
         ("fixed step", FixedStepDPS()),
         ("DAPS", DAPS()),
     ):
-        found = oracle(8).run(method, steps=100)
+        found = oracle(8).run(method, steps=100, samples=40)
         bias[name] = oracle(8).error_of_mean(found)
         print(f"{name}: {bias[name]:.3f} of the mean, variance {oracle(8).variance_ratio(found):.3f}")
-    assert bias["PiGDM"] < 0.15
+    assert bias["PiGDM"] < 0.2  # 0.1 of it the scatter of 40 chains
     assert bias["DPS"] > 2 * diffpir
     assert bias["fixed step"] > 2 * diffpir
 

@@ -165,6 +165,15 @@ def test_held_out_residuals_of_the_truth_have_unit_variance(box):
     assert abs(float(data.gain(0.5 * truth)) - 2) < 8 * float((truth * data.apply(truth)).sum()) ** -0.5
 
 
+def test_what_samplers_see_does_not_grow_with_the_images():
+    """The same tensors of the same size, whether of 5 images or of 200."""
+    few, many = (example(200, 16).collapsed(width=4, rows=slice(0, n)) for n in (5, 200))
+    for a, b in zip(vars(few).values(), vars(many).values(), strict=True):
+        assert type(a) is type(b)
+        if isinstance(a, Tensor):
+            assert a.shape == b.shape
+
+
 def test_scaling_is_a_change_of_unit():
     data = example(200, 15).collapsed()
     v = example(200, 15).truth
