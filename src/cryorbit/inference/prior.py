@@ -20,7 +20,7 @@ from cryorbit.inference.amortised_map import pack, unpack
 from cryorbit.inference.engine import Progress, generator_from
 from cryorbit.inference.prior_data import PointSource, VolumeSource
 from cryorbit.models.point_prior import PointPrior
-from cryorbit.models.score import MovingAverage, TrainingNoise, denoising_loss, loss_weight
+from cryorbit.models.score import MovingAverage, TrainingNoise, denoising_loss
 from cryorbit.models.volume_prior import VolumePrior
 
 _BANDS = (("fine", 0.0, 0.1), ("middle", 0.1, 1.0), ("coarse", 1.0, math.inf))
@@ -143,18 +143,16 @@ class VolumeTask:
         return self._prior.network
 
     def loss(self, step: int, noise: TrainingNoise, generator: torch.Generator) -> TaskLoss:
-        """Mean square error per voxel."""
+        """Mean square error per voxel, over that of the Wiener filter of the mean spectrum."""
         batch, prior, to = self._source(step), self._prior, self._device
         clean = prior.to_latent(batch.density.to(to))
         b, spread = len(clean), prior.shape.sigma_data
         sigma = noise.draw(torch.full((b,), spread), generator=generator).to(to)
         told = (torch.rand(b, generator=generator) >= self._unconditioned).to(to)
-        condition = prior.condition(
-            prior.log_level(sigma), batch.voxel_size_A.to(to), batch.resolution_A.to(to), told
-        )
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn(clean.shape, generator=generator).to(to)
-        error = (prior.denoise(noisy, sigma, condition) - clean).square().flatten(1).mean(1)
-        return TaskLoss(loss_weight(sigma, spread) * error, sigma / spread)
+        found = prior.denoise(noisy, sigma, batch.voxel_size_A.to(to), batch.resolution_A.to(to), told)
+        error = (found.clean - clean).square().flatten(1).mean(1)
+        return TaskLoss(error / found.expected_error**2, sigma / spread)
 
     def prior(self, network: nn.Module) -> VolumePrior:
         """The same prior with the weights of another network."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from cryorbit.data import Atoms, ProteinChain
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import random_rotations
+from cryorbit.models.map_spectrum import MapSpectrum, measure_spectrum
 from cryorbit.physics.atom_density import density_of_atoms
 
 
@@ -214,6 +215,16 @@ def _reach_A(atoms: Atoms) -> float:
     position = atoms.position_A.to(torch.float64)
     centre = (mass[:, None] * position).sum(0) / mass.sum()
     return float((position - centre).norm(dim=1).max())
+
+
+def map_spectrum(source: VolumeSource, *, density_scale: float, batches: int = 8) -> MapSpectrum:
+    """Of the densities of the first batches in the network's unit, for `VolumePriorShape.spectrum`."""
+    drawn = [source(step) for step in range(batches)]
+    return measure_spectrum(
+        torch.cat([d.density for d in drawn]) / density_scale,
+        torch.cat([d.voxel_size_A for d in drawn]),
+        torch.cat([d.resolution_A for d in drawn]),
+    )
 
 
 def root_mean_square(source: VolumeSource, *, batches: int = 8) -> float:

@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryorbit.errors import BadFile, BadInput
-from cryorbit.models.score import preconditioning
+from cryorbit.models.map_spectrum import MapSpectrum
 from cryorbit.nn.unet import UNet
 
 _WAVES = (0.25, 0.5, 1.0, 2.0)
 CONDITIONS = 2 * len(_WAVES) + 1 + 3
+_UNKNOWN = 4
+"""Resolutions within the range that the spectrum is averaged over where none is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,10 @@ class VolumePriorShape:
     """Least and largest voxel trained on."""
     resolution_A: tuple[float, float] = (6.0, 6.0)
     """Finest and coarsest low-pass trained on."""
+    spectrum: tuple[float, ...] = ()
+    """Power of the maps in the network's unit (`map_spectrum.MapSpectrum`); empty: the plain preconditioning of EDM."""
+    spectrum_step_per_A: float = 0.01
+    """Distance of its samples."""
 
     def __post_init__(self) -> None:
         for name in ("voxel_size_A", "resolution_A"):
@@ -54,14 +60,27 @@ class VolumePriorShape:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class DenoisedMaps:
+    """The estimate of clean maps, and the standard deviation per voxel of the error that the spectrum alone would leave."""
+
+    clean: Float[Tensor, "b 1 n n n"]
+    expected_error: Float[Tensor, "b"]
+
+
 class VolumePrior:
-    """Network, units and preconditioning: x = density / density_scale, shape (batch, 1, n, n, n)."""
+    """Network, units and preconditioning: x = density / density_scale, shape (batch, 1, n, n, n).
+
+    D(x; s) = W x + c_out F(c_in x, W x / spread): the network corrects the Wiener filter W of the maps' mean spectrum by
+    as much as that errs. For a white spectrum these are the coefficients of Karras et al. 2022.
+    """
 
     def __init__(self, shape: VolumePriorShape, network: UNet | None = None) -> None:
         self.shape = shape
         self.network = network or UNet(
             shape.channels,
             conditions=CONDITIONS,
+            inputs=2,
             patch=shape.patch,
             blocks=shape.blocks,
             attention=shape.attention,
@@ -115,35 +134,39 @@ class VolumePrior:
                 "Resample the map, or use another prior."
             )
 
-    def condition(
-        self,
-        log_level: Float[Tensor, "b"],
-        voxel_size: Float[Tensor, "..."],
-        resolution: Float[Tensor, "..."] | None,
-        known: Bool[Tensor, "b"] | None = None,
-    ) -> Float[Tensor, "b c"]:
-        """Features of ln(sigma / sigma_data), voxel size and resolution; where not `known`, no resolution."""
-        b = len(log_level)
-        angle = log_level[:, None] * torch.tensor(_WAVES, dtype=log_level.dtype, device=log_level.device)
-        there = torch.ones_like(log_level) if known is None else known.to(log_level)
-        if resolution is None:
-            there = torch.zeros_like(there)
-            resolution = voxel_size.new_tensor(self.shape.resolution_A[0])
-        size = torch.log(voxel_size.to(log_level).expand(b) / math.sqrt(math.prod(self.shape.voxel_size_A)))
-        limit = torch.log(resolution.to(log_level).expand(b) / math.sqrt(math.prod(self.shape.resolution_A)))
-        rest = torch.stack((log_level / 4, 4 * size, 4 * limit * there, there), dim=1)
-        return torch.cat((angle.sin(), angle.cos(), rest), dim=1)
-
     def denoise(
-        self, x: Float[Tensor, "b 1 n n n"], sigma: Float[Tensor, "b"], condition: Float[Tensor, "b c"]
-    ) -> Float[Tensor, "b 1 n n n"]:
-        """D(x; sigma) under a condition of `condition`."""
-        c = preconditioning(sigma.view(-1, 1, 1, 1, 1), self.shape.sigma_data)
-        return c.skip * x + c.out * self.network(c.into * x, condition)
+        self,
+        x: Float[Tensor, "b 1 n n n"],
+        sigma: Float[Tensor, "b"],
+        voxel_size_A: Float[Tensor, "..."],
+        resolution_A: Float[Tensor, "..."] | None,
+        known: Bool[Tensor, "b"] | None = None,
+    ) -> DenoisedMaps:
+        """The denoiser with its conditions as arguments; where not `known`, no resolution is told."""
+        size = voxel_size_A.to(x).expand(len(x))
+        told = torch.ones_like(sigma, dtype=torch.bool) if known is None else known
+        if resolution_A is None:
+            told, resolution_A = torch.zeros_like(told), size.new_tensor(self.shape.resolution_A[0])
+        limit = resolution_A.to(x).expand(len(x))
+        anywhere = torch.linspace(*self.shape.resolution_A, _UNKNOWN).to(x)
+        start = self.spectrum.filter(x, sigma, size, torch.where(told[:, None], limit[:, None], anywhere))
+        seen = torch.cat((_wide(start.into) * x, start.estimate / _wide(start.spread)), dim=1)
+        moved = self.network(seen, self._condition(sigma, size, limit, told.to(x)))
+        return DenoisedMaps(start.estimate + _wide(start.out) * moved, start.out)
 
-    def log_level(self, sigma: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
-        """ln(sigma / sigma_data)."""
-        return 4 * preconditioning(sigma, self.shape.sigma_data).noise
+    @property
+    def spectrum(self) -> MapSpectrum:
+        """Of the maps in the network's unit."""
+        return MapSpectrum(self.shape.spectrum, self.shape.spectrum_step_per_A, self.shape.sigma_data**2)
+
+    def _condition(self, sigma: Tensor, size: Tensor, limit: Tensor, told: Tensor) -> Tensor:
+        """Features of ln(sigma / sigma_data), voxel size and resolution."""
+        level = torch.log((sigma / self.shape.sigma_data).clamp_min(1e-8))
+        angle = level[:, None] * torch.tensor(_WAVES, dtype=level.dtype, device=level.device)
+        size = torch.log(size / math.sqrt(math.prod(self.shape.voxel_size_A)))
+        limit = torch.log(limit / math.sqrt(math.prod(self.shape.resolution_A)))
+        rest = torch.stack((level / 4, 4 * size, 4 * limit * told, told), dim=1)
+        return torch.cat((angle.sin(), angle.cos(), rest), dim=1)
 
     def card(self) -> dict[str, Any]:
         """All that `from_state` needs beside the tensors, JSON-able."""
@@ -200,11 +223,12 @@ class VolumeDenoiser:
         self, x: Float[Tensor, "b 1 n n n"], sigma: Float[Tensor, "b"]
     ) -> Float[Tensor, "b 1 n n n"]:
         """Mean of the clean maps given the noisy ones."""
-        level = self.prior.log_level(sigma)
-        size = self.voxel_size_A.to(level)
-        limit = None if self.resolution_A is None else self.resolution_A.to(level)
-        informed = self.prior.denoise(x, sigma, self.prior.condition(level, size, limit))
+        informed = self.prior.denoise(x, sigma, self.voxel_size_A, self.resolution_A).clean
         if not self.guidance:
             return informed
-        without = self.prior.denoise(x, sigma, self.prior.condition(level, size, None))
+        without = self.prior.denoise(x, sigma, self.voxel_size_A, None).clean
         return without + (1 + self.guidance) * (informed - without)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.view(-1, 1, 1, 1, 1)

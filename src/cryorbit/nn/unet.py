@@ -70,6 +70,8 @@ class UNet(nn.Module):
         Of each level, from the full box down; each level has half the box of the one above.
     conditions
         Numbers per sample in `forward`'s condition.
+    inputs
+        Maps that are seen at once: the noisy one, and what else is known voxel by voxel.
     patch
         1, or 2: pairs of voxels along each axis become channels first, which makes all levels half as large.
     blocks
@@ -83,15 +85,16 @@ class UNet(nn.Module):
         channels: tuple[int, ...],
         *,
         conditions: int,
+        inputs: int = 1,
         patch: int = 1,
         blocks: int = 1,
         attention: bool = False,
     ) -> None:
         super().__init__()
-        if not channels or min(channels) < 1 or patch not in (1, 2) or blocks < 1 or conditions < 1:
+        if not channels or min(channels) < 1 or patch not in (1, 2) or min(blocks, conditions, inputs) < 1:
             raise BadInput(
-                f"UNet: wanted channels for each level, patch 1 or 2, blocks and conditions of 1 or more, got channels "
-                f"{channels}, patch {patch}, blocks {blocks}, conditions {conditions}."
+                f"UNet: wanted channels for each level, patch 1 or 2, blocks, conditions and inputs of 1 or more, got "
+                f"channels {channels}, patch {patch}, blocks {blocks}, conditions {conditions}, inputs {inputs}."
             )
         if any(c % _GROUP for c in channels if c > _GROUP):
             raise BadInput(
@@ -102,7 +105,7 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(conditions, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        self.stem = nn.Conv3d(patch**3, channels[0], 3, padding=1)
+        self.stem = nn.Conv3d(inputs * patch**3, channels[0], 3, padding=1)
         *above, lowest = channels
         self.down = nn.ModuleList(_blocks(c, width, blocks) for c in above)
         self.shrink = nn.ModuleList(nn.Conv3d(a, b, 2, stride=2) for a, b in pairwise(channels))
@@ -116,7 +119,7 @@ class UNet(nn.Module):
         silence(self.last)
 
     def forward(
-        self, x: Float[Tensor, "b 1 n n n"], condition: Float[Tensor, "b c"]
+        self, x: Float[Tensor, "b inputs n n n"], condition: Float[Tensor, "b c"]
     ) -> Float[Tensor, "b 1 n n n"]:
         """A map of the same box; zero from a new network."""
         box = x.shape[-1]
