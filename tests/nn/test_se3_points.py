@@ -160,6 +160,15 @@ def test_the_order_of_rows_and_the_names_of_chains_carry_no_meaning():
     torch.testing.assert_close(there, here[:, order], rtol=0, atol=1e-11)
 
 
+def test_all_senders_named_one_by_one_are_all_senders():
+    """Edges from the 11 nearest of 11 others are those between all points: the sparse way equals the dense one."""
+    chains, x = point_chains(*two_chains(2, padding=0)), centred(draw(2, 12, 3))
+    dense = network()(noisy(x), chains)
+    torch.testing.assert_close(
+        network(neighbours=11, dense_up_to=11)(noisy(x), chains), dense, rtol=0, atol=1e-11
+    )
+
+
 def test_a_small_molecule_does_not_notice_a_large_one_beside_it():
     """In a batch of both sizes each is treated as it would be alone."""
     net = network(neighbours=6, dense_up_to=10)

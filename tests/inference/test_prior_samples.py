@@ -1,0 +1,69 @@
+"""Samples in physical units."""
+
+import math
+
+import pytest
+import torch
+
+from cryorbit.errors import BadInput
+from cryorbit.inference.prior_samples import SampleSettings, sample_chains, sample_maps
+from cryorbit.models.point_prior import PointPrior, PointPriorShape
+from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+
+HEUN = 0.02
+"""Relative error of a standard deviation from 40 deterministic steps (`test_prior_sampling`)."""
+FIVE_STANDARD_ERRORS = 5.0
+PLAIN = SampleSettings(steps=40, churn=0.0, highest=40.0)
+
+
+def silent_chains() -> PointPrior:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return PointPrior(PointPriorShape(hidden=4, layers=1))
+
+
+def test_a_silent_prior_makes_chains_of_the_size_the_law_says():
+    """Whose network says nothing is a Gaussian of the law's radius of gyration: angstrom out, whatever the latent unit."""
+    x = sample_chains(silent_chains(), [30, 20], count=64, settings=PLAIN)
+    assert x.shape == (64, 50, 3)
+    assert float(x.mean(1).abs().max()) < 1e-4
+    square = x.square().sum(-1).mean(1)
+    expected = (2.2 * 50**0.38) ** 2 * 49 / 50  # one point less: no centre of mass
+    error = FIVE_STANDARD_ERRORS * float(square.std()) / 8
+    assert abs(float(square.mean()) - expected) < error + 2 * HEUN * expected
+
+
+def test_a_silent_prior_makes_white_maps_of_its_scale():
+    """density_scale times sigma_data, in the box and voxels asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = VolumePriorShape(
+            channels=(8,), box=8, density_scale=0.3, sigma_data=2.0, voxel_size_A=(2.0, 4.0)
+        )
+        prior = VolumePrior(shape)
+    found = sample_maps(prior, count=4, voxel_size_A=3.0, box=9, settings=PLAIN)
+    assert [v.box for v in found] == [9] * 4
+    assert found[0].pixel_size_A == 3.0
+    values = torch.stack([v.values for v in found])
+    error = FIVE_STANDARD_ERRORS / math.sqrt(2 * values.numel()) + HEUN
+    assert float(values.std()) == pytest.approx(0.6, rel=error)
+
+
+def test_the_seed_decides():
+    """The same again, another with another seed, and churn is what it says."""
+    prior, short = silent_chains(), SampleSettings(steps=4)
+    first = sample_chains(prior, [8], count=1, settings=short)
+    assert torch.equal(sample_chains(prior, [8], count=1, settings=short), first)
+    assert not torch.equal(
+        sample_chains(prior, [8], count=1, settings=SampleSettings(steps=4, seed=1)), first
+    )
+    assert not torch.equal(
+        sample_chains(prior, [8], count=1, settings=SampleSettings(steps=4, churn=0.0)), first
+    )
+
+
+def test_nothing_is_refused():
+    with pytest.raises(BadInput, match="0 molecules"):
+        sample_chains(silent_chains(), [8], count=0)
+    with pytest.raises(BadInput, match="0 maps"):
+        sample_maps(VolumePrior(VolumePriorShape(channels=(8,))), count=0, voxel_size_A=3.0)
