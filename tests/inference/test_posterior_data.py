@@ -134,7 +134,9 @@ def test_proximal_map_and_draws_are_those_of_dense_algebra(box, diagonal):
     dense = data.apply(eye.view(-1, box, box, box)).view(box**3, -1) + eye / rho**2
     x = torch.randn(2, box, box, box, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * rho
     wanted = torch.linalg.solve(dense, (data.back_projection + x / rho**2).view(2, -1).T).T
-    assert away(data.prox(x, rho, tolerance=1e-9, steps=400).view(2, -1), wanted) < SOLVED
+    for start in (None, 0.5 * x):
+        found = data.prox(x, rho, start=start, tolerance=1e-9, steps=400)
+        assert away(found.view(2, -1), wanted) < SOLVED
     scale = (data.weight + 1 / rho**2).rsqrt()
     half = data.filtered(eye.view(-1, box, box, box), scale).flatten(1)
     value, vector = torch.linalg.eigh(half @ dense @ half)
@@ -150,7 +152,8 @@ def test_draws_are_about_the_proximal_point():
     data = Images(3, 6).collapsed()
     rho = 3 * float(data.weight.mean()) ** -0.5
     x = torch.zeros(100, 6, 6, 6, dtype=torch.float64)
-    draws = data.draw(x, rho, generator=torch.Generator().manual_seed(1))
+    white = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    draws = data.prox(x, rho) + data.deviation(white, rho)
     z = (draws.mean(0) - data.prox(x[0], rho)) / (draws.std(0) / 10)
     assert abs(float(z.square().mean()) - 1) < 0.4  # mean of 216 correlated squares of unit variance
 

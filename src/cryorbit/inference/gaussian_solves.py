@@ -45,18 +45,32 @@ def solve_precision(
     *,
     tolerance: float,
     steps: int,
+    start: Float[Tensor, "*batch n n n"] | None = None,
+    floor: float = 0.0,
 ) -> Float[Tensor, "*batch n n n"]:
-    """(W + extra)^-1 right by preconditioned conjugate gradients from zero, until the residual has shrunk to `tolerance`.
+    """(W + extra)^-1 right by conjugate gradients preconditioned by the diagonal; at once where that is all there is.
 
-    `extra` is a number, or a real function of the box's frequencies (a prior's spectrum), positive.
+    Parameters
+    ----------
+    extra
+        A number, or a real function of the box's frequencies (a prior's spectrum), positive.
+    tolerance
+        Of the residual against `right`, in the preconditioner's measure.
+    start
+        Where to begin; zero if None.
+    floor
+        Stops as well where the error is about so many standard deviations of the Gaussian per voxel.
     """
     inverse = 1 / (of.weight + extra)
-    start = of.filtered(right, inverse)
+    smooth = of.filtered(right, inverse)
     if of.point_spread is None:
-        return start
-    solution, residual, step = torch.zeros_like(right), right, start
-    size = _dot(residual, start)
-    target = tolerance**2 * size
+        return smooth
+    target = (tolerance**2 * _dot(right, smooth)).clamp_min(floor**2 * right.shape[-1] ** 3)
+    solution, residual = torch.zeros_like(right), right
+    if start is not None:
+        solution, residual = start, right - of.apply(start) - _plus(of, start, extra)
+        smooth = of.filtered(residual, inverse)
+    step, size = smooth, _dot(residual, smooth)
     for _ in range(steps):
         if not bool((size > target).any()):
             break
@@ -93,9 +107,8 @@ def draw_precision(
         scaled = of.filtered(basis[-1], root)
         new = of.filtered(of.apply(scaled) + _plus(of, scaled, extra), root)
         along.append(_dot(new, basis[-1]).flatten())
-        for _ in range(2):  # twice is enough
-            for q in basis:
-                new = new - _dot(new, q) * q
+        for q in basis:
+            new = new - _dot(new, q) * q
         across.append(_dot(new, new).sqrt().flatten())
         share = _first_column(along, across[:-1])
         small = share[:, -1].abs() <= tolerance * share.norm(dim=1)

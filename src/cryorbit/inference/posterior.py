@@ -137,7 +137,7 @@ def sample_posterior(
             data = refresh(clean, first - 1) or data
     problem = Problem(denoise, data, generator)
     for step in range(first, settings.steps):
-        x, clean = method.step(problem, x, levels[step], levels[step + 1])
+        x, clean = method.step(problem, x, levels[step], levels[step + 1], clean)
         new = None if refresh is None else refresh(clean, step)
         if new is not None:
             problem = Problem(denoise, new, generator)

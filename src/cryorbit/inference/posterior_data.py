@@ -167,7 +167,14 @@ class TwoVolumes:
         return max(1.05 * size, 1e-30)
 
     def prox(
-        self, x: Float[Tensor, "*batch n n n"], rho: float, *, tolerance: float = 1e-4, steps: int = 100
+        self,
+        x: Float[Tensor, "*batch n n n"],
+        rho: float,
+        *,
+        start: Float[Tensor, "*batch n n n"] | None = None,
+        tolerance: float = 1e-4,
+        floor: float = 0.0,
+        steps: int = 100,
     ) -> Float[Tensor, "*batch n n n"]:
         """The v of least -log p(Y | v) + |v - x|^2 / (2 rho^2): the mean of v given the images and x.
 
@@ -175,30 +182,27 @@ class TwoVolumes:
 
         Parameters
         ----------
-        tolerance
-            Of the residual against that of x, both in the preconditioner's measure.
+        start
+            A guess to begin at, such as the last answer; x if None.
+        tolerance, floor
+            Done when the residual is so small against that of x, or the error so small against v's own deviation.
+        steps
+            Done then in any case.
         """
-        extra = 1 / rho**2
-        change = solve_precision(self, self.gradient(x), extra, tolerance=tolerance, steps=steps)
-        return x + change
+        change = None if start is None else start - x
+        return x + solve_precision(
+            self, self.gradient(x), 1 / rho**2, tolerance=tolerance, steps=steps, start=change, floor=floor
+        )
 
-    def draw(
-        self,
-        x: Float[Tensor, "*batch n n n"],
-        rho: float,
-        *,
-        generator: torch.Generator,
-        tolerance: float = 1e-4,
-        steps: int = 100,
+    def deviation(
+        self, white: Float[Tensor, "*batch n n n"], rho: float, *, tolerance: float = 1e-4, steps: int = 100
     ) -> Float[Tensor, "*batch n n n"]:
-        """A draw of v given the images and x, v ~ N(prox(x), (W + I / rho^2)^-1).
+        """White noise of unit variance made into the scatter of v given the images and x: variance (W + I / rho^2)^-1.
 
-        The diagonal's by colouring white noise; the exact one's by the Lanczos process on the preconditioned operator,
-        whose inverse square root it applies to white noise.
+        `prox(x, rho)` plus this is an exact draw. For the diagonal by colouring; for the exact operator by the Lanczos
+        process on the preconditioned one, whose inverse square root it applies to the noise.
         """
-        white = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
-        mean = self.prox(x, rho, tolerance=tolerance, steps=steps)
-        return mean + draw_precision(self, white, 1 / rho**2, tolerance=tolerance, steps=steps)
+        return draw_precision(self, white, 1 / rho**2, tolerance=tolerance, steps=steps)
 
 
 class ImageSums:

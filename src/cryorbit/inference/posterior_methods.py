@@ -26,8 +26,11 @@ from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.inference.prior_sampling import noise_levels
 from cryorbit.models.score import Denoiser
 
-_TOLERANCE, _SOLVER_STEPS = 1e-3, 60
-"""Of the proximal step: the denoiser's own error is larger."""
+_SOLVER = {"tolerance": 1e-3, "floor": 0.03}
+"""Accuracy of the proximal step: the denoiser's own error is larger."""
+_SOLVER_STEPS = 60
+_SCATTER = 0.02
+"""Accuracy of draws, relative."""
 
 Maps = Float[Tensor, "s 1 n n n"]
 """Chains side by side."""
@@ -91,13 +94,14 @@ class Problem:
         d = self.denoise.sigma_data
         return sigma * d / math.hypot(sigma, d)
 
-    def prox(self, x: Maps, rho: float) -> Maps:
+    def prox(self, x: Maps, rho: float, start: Maps | None = None) -> Maps:
         """`TwoVolumes.prox` to the accuracy that sampling needs."""
-        return self.data.prox(x, rho, tolerance=_TOLERANCE, steps=_SOLVER_STEPS)
+        return self.data.prox(x, rho, start=start, steps=_SOLVER_STEPS, **_SOLVER)
 
-    def draw(self, x: Maps, rho: float) -> Maps:
-        """`TwoVolumes.draw`, likewise."""
-        return self.data.draw(x, rho, generator=self.generator, tolerance=_TOLERANCE, steps=_SOLVER_STEPS)
+    def draw(self, x: Maps, rho: float, start: Maps | None = None) -> Maps:
+        """A draw around `prox`."""
+        scatter = self.data.deviation(self.noise(x), rho, tolerance=_SCATTER, steps=_SOLVER_STEPS)
+        return self.prox(x, rho, start) + scatter
 
     def unguided(self, x: Maps, clean: Maps, sigma: float, lower: float) -> Maps:
         """An ancestral step of the prior alone: x of the next level given x and its clean estimate."""
@@ -110,10 +114,11 @@ class Problem:
 class Method(Protocol):
     """A way to sample; adding one needs nothing else."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """From maps with noise `sigma` to maps with noise `lower`, and the clean maps in between.
 
-        At the last level `lower` is 0; the clean maps of that step are the samples.
+        At the last level `lower` is 0; the clean maps of that step are the samples. `before` are the clean maps of the
+        step before, zero at first: where solvers begin.
         """
         ...
 
@@ -133,10 +138,11 @@ class DiffPIR:
     renewal: float = 1.0
     """Share of the noise's variance that is new at each level; the rest keeps its direction, and what is wrong with it."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
         prior, r = problem.denoise(x, sigma), problem.spread(sigma)
-        clean = problem.prox(prior, r) if self.correction == "mean" else problem.draw(prior, r)
+        correct = problem.prox if self.correction == "mean" else problem.draw
+        clean = correct(prior, r, before)
         return _renoised(problem, x, clean, sigma, lower, self.renewal), clean
 
 
@@ -153,15 +159,15 @@ class SplitGibbs:
     inner_lowest: float = 0.3
     """Its last level before zero, in units of s."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
-        d2 = problem.denoise.sigma_data**2
+        given, d2 = x, problem.denoise.sigma_data**2
         for s, t in pairwise(noise_levels(self.inner_steps, self.inner_lowest * sigma, sigma).tolist()):
             clean = problem.denoise(x, s)
             x = clean + (t / s) ** 2 * (x - clean)
             if t > 0:  # the mean is right for any Gaussian prior, the variance for a white one
                 x = x + math.sqrt((s * s - t * t) * (d2 + t * t) / (d2 + s * s)) * problem.noise(x)
-        return (problem.draw(x, lower) if lower > 0 else x), x
+        return (problem.draw(x, lower, given) if lower > 0 else x), x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +177,7 @@ class PiGDM:
     renewal: float = 0.3
     """As for DiffPIR; 0 follows the probability flow, and keeps what r got wrong at high noise."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
         r = problem.spread(sigma)
         clean, pull = problem.denoise.pulled_back(x, sigma, lambda d: (problem.prox(d, r) - d) / r**2)
@@ -191,7 +197,7 @@ class DPS:
     guidance: float = 1.0
     """The paper's zeta', 0.3 to 1 there, for 1,000 steps."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
         data, d = problem.data, problem.denoise.sigma_data
 
@@ -211,7 +217,7 @@ class FixedStepDPS:
     length: float = 1.0
     """Euclidean length of each step, in the variance-preserving coordinate and standard deviations of the prior."""
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
         clean, pull = problem.denoise.pulled_back(x, sigma, problem.data.gradient)
         norm = pull.flatten(1).norm(dim=1).clamp_min(1e-30)[:, None, None, None, None]
@@ -236,7 +242,7 @@ class DAPS:
         if min(self.flow_steps, self.langevin_steps) < 1:
             raise BadInput(f"DAPS: wanted at least one step of each kind, got {self}.")
 
-    def step(self, problem: Problem, x: Maps, sigma: float, lower: float) -> tuple[Maps, Maps]:
+    def step(self, problem: Problem, x: Maps, sigma: float, lower: float, before: Maps) -> tuple[Maps, Maps]:
         """See `Method`."""
         for s, t in pairwise(noise_levels(self.flow_steps, 0.1 * sigma, sigma).tolist()):
             clean = problem.denoise(x, s)
