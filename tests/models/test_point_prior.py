@@ -47,9 +47,7 @@ def padded(position_A: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def trained() -> PointPrior:
     """Some steps on helices, so that no weight is zero any more."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        prior = PointPrior(PointPriorShape(hidden=16, layers=2))
+    prior = PointPrior(PointPriorShape(hidden=16, layers=2), generator=torch.Generator().manual_seed(0))
     prior.network.double()
     mask, chain, residue = chains(8)
     denoiser = prior.denoiser(mask, chain, residue)

@@ -99,3 +99,14 @@ def test_a_prior_comes_back_from_its_card_and_tensors(prior):
         VolumePrior.from_state(prior.tensors(), {**card, "kind": "points"})
     with pytest.raises(BadFile, match="does not fit"):
         VolumePrior.from_state(prior.tensors(), {**card, "channels": [8, 24]})
+
+
+def test_the_generator_alone_decides_the_weights():
+    """Same seed, same network; torch's own state neither matters nor moves, nor does it when a prior is read."""
+    before = torch.get_rng_state()
+    first, second = (
+        VolumePrior(SHAPE, generator=torch.Generator().manual_seed(3)).tensors() for _ in range(2)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    VolumePrior.from_state(first, VolumePrior(SHAPE, generator=torch.Generator()).card())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryorbit.errors import BadFile, BadInput
+from cryorbit.models.pose_encoder import seeded
 from cryorbit.models.score import preconditioning
 from cryorbit.nn.point_graph import PointChains, point_chains
 from cryorbit.nn.se3_points import NoisyPoints, PointNetwork, centred
@@ -48,18 +49,20 @@ class PointPriorShape:
 class PointPrior:
     """Network, units and preconditioning.
 
-    Coordinates x = (position - centre of mass) / length_scale_A; no structure is scaled by a size of its own.
+    Coordinates x = (position - centre of mass) / length_scale_A; no structure is scaled by a size of its own. Weights of
+    a new network are drawn from `generator`, or torch's global state.
     """
 
-    def __init__(self, shape: PointPriorShape, network: PointNetwork | None = None) -> None:
+    def __init__(self, shape: PointPriorShape, *, generator: torch.Generator | None = None) -> None:
         self.shape = shape
-        self.network = network or PointNetwork(
-            shape.hidden,
-            shape.layers,
-            conditions=CONDITIONS,
-            neighbours=shape.neighbours,
-            dense_up_to=shape.dense_up_to,
-        )
+        with seeded(generator):
+            self.network = PointNetwork(
+                shape.hidden,
+                shape.layers,
+                conditions=CONDITIONS,
+                neighbours=shape.neighbours,
+                dense_up_to=shape.dense_up_to,
+            )
 
     def to_latent(
         self, position_A: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"]
@@ -116,7 +119,7 @@ class PointPrior:
             )
         try:
             known = {name: given[name] for name in PointPriorShape.__dataclass_fields__}
-            prior = cls(PointPriorShape(**known))
+            prior = cls(PointPriorShape(**known), generator=torch.Generator())
             prior.network.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise BadFile(

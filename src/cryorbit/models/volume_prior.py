@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.models.map_spectrum import MapSpectrum
+from cryorbit.models.pose_encoder import seeded
 from cryorbit.nn.unet import UNet
 
 _WAVES = (0.25, 0.5, 1.0, 2.0)
@@ -72,19 +73,21 @@ class VolumePrior:
     """Network, units and preconditioning: x = density / density_scale, shape (batch, 1, n, n, n).
 
     D(x; s) = W x + c_out F(c_in x, W x / spread): the network corrects the Wiener filter W of the maps' mean spectrum by
-    as much as that errs. For a white spectrum these are the coefficients of Karras et al. 2022.
+    as much as that errs. For a white spectrum these are the coefficients of Karras et al. 2022. Weights of a new network are
+    drawn from `generator`, or torch's global state.
     """
 
-    def __init__(self, shape: VolumePriorShape, network: UNet | None = None) -> None:
+    def __init__(self, shape: VolumePriorShape, *, generator: torch.Generator | None = None) -> None:
         self.shape = shape
-        self.network = network or UNet(
-            shape.channels,
-            conditions=CONDITIONS,
-            inputs=2,
-            patch=shape.patch,
-            blocks=shape.blocks,
-            attention=shape.attention,
-        )
+        with seeded(generator):
+            self.network = UNet(
+                shape.channels,
+                conditions=CONDITIONS,
+                inputs=2,
+                patch=shape.patch,
+                blocks=shape.blocks,
+                attention=shape.attention,
+            )
 
     def to_latent(self, density: Float[Tensor, "*batch n n n"]) -> Float[Tensor, "*batch n n n"]:
         """From density as `physics.scatter` makes it to the network's unit."""
@@ -195,7 +198,7 @@ class VolumePrior:
         try:
             known: dict[str, Any] = {name: given[name] for name in VolumePriorShape.__dataclass_fields__}
             known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-            prior = cls(VolumePriorShape(**known))
+            prior = cls(VolumePriorShape(**known), generator=torch.Generator())
             prior.network.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
             raise BadFile(
