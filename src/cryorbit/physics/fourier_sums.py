@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cryorbit.errors import BadInput
 
-_TERMS = 1 << 20
+_TERMS = 1 << 18
 """Corners touched at a time on a CPU: what the cache of one core about holds."""
 
 
