@@ -17,8 +17,9 @@ from cryorbit.fourier.grid import radius_grid
 from cryorbit.fourier.shells import shell_mean
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.gaussian_solves import draw_precision, solve_precision
+from cryorbit.inference.image_sums import ImageSums
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
-from cryorbit.inference.posterior_data import ImageSums, TwoVolumes
+from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.inference.posterior_methods import (
     DAPS,
     DPS,

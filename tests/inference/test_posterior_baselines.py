@@ -11,6 +11,7 @@ from torch import Tensor
 from cryorbit.analysis.map_scores import pearson
 from cryorbit.data import Pose
 from cryorbit.errors import BadInput
+from cryorbit.inference.image_sums import ImageSums
 from cryorbit.inference.posterior_baselines import (
     BASELINES,
     _differences,
@@ -24,7 +25,7 @@ from cryorbit.inference.posterior_baselines import (
     two_folds,
     wiener,
 )
-from cryorbit.inference.posterior_data import ImageSums, TwoVolumes
+from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.physics.fourier_sums import transform_at
 from cryorbit.physics.lattice import half_plane
 from cryorbit.physics.project import images_of

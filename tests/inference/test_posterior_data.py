@@ -15,7 +15,8 @@ from cryorbit.data.particles import MemoryImages
 from cryorbit.errors import BadInput
 from cryorbit.inference.collapse import collapse, collapse_halves, group_noise
 from cryorbit.inference.gaussian_solves import draw_precision
-from cryorbit.inference.posterior_data import ImageSums, TwoVolumes
+from cryorbit.inference.image_sums import ImageSums
+from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.physics.formation import transfer_of
 from cryorbit.physics.fourier_sums import transform_at, wave_sums
 from cryorbit.physics.lattice import half_plane
@@ -195,6 +196,14 @@ def test_a_stack_is_collapsed_block_by_block():
     images = example(200, 16)
     whole, wanted = collapse(images.stack(), images.noise, dtype=torch.float64), images.collapsed(width=6)
     assert away(whole.back_projection, wanted.back_projection) < 1e-5  # images in float32
+    drawn = collapse(
+        replace(images.stack(), pose=None),
+        images.noise,
+        pose=images.pose,
+        read=lambda rows: images.images[rows].float(),
+        dtype=torch.float64,
+    )
+    assert away(drawn.back_projection, whole.back_projection) < 1e-5  # poses in float64 there
     halves = collapse_halves(images.stack(), images.noise)
     assert away(halves.both.weight, wanted.weight) < 1e-5
     assert halves.first.count == halves.second.count == whole.count / 2

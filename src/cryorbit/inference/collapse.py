@@ -13,7 +13,8 @@ from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
 from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference.half_sets import half_sets
-from cryorbit.inference.posterior_data import ImageSums, TwoVolumes
+from cryorbit.inference.image_sums import ImageSums
+from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.physics.noise import noise_spectrum
 
 _BLOCK_PIXELS = 500_000
