@@ -38,7 +38,7 @@ class PriorSettings:
     warm_up: int = 50
     """Steps over which the rate rises."""
     noise_centre: float = -1.0
-    """Mean of ln(noise / spread of the data) over the training."""
+    """Mean of ln(noise / spread of the data) over the training; for chains. Maps need higher levels too: about 0.5 and 2."""
     noise_spread: float = 1.6
     """Its standard deviation."""
     average: float = 0.995

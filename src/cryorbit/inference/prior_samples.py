@@ -18,7 +18,10 @@ from cryorbit.models.volume_prior import VolumePrior
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """How samples of a prior are drawn. Levels of noise are in units of the spread of the data."""
+    """How samples of a prior are drawn. Levels of noise are in units of the spread of the data.
+
+    The defaults are those of chains. Maps have to start higher, see `MAPS`.
+    """
 
     steps: int = 80
     """Levels of noise; two network passes each."""
@@ -45,6 +48,11 @@ class SampleSettings:
         if not self.churn:
             return None
         return Churn(amount=self.churn, lowest=self.churn_lowest * unit, highest=self.churn_highest * unit)
+
+
+MAPS = SampleSettings(highest=150.0, churn=20.0, churn_highest=50.0)
+"""For maps: their power is in a few coarse Fourier terms, of standard deviations up to 25 times that of a voxel (box 32, 3 A),
+and noise has to drown these at the start. From a level of 10 maps came out with a third of their density."""
 
 
 def sample_chains(
@@ -99,7 +107,7 @@ def sample_maps(
     """
     if count < 1:
         raise BadInput(f"sample_maps: {count} maps. Give 1 or more.")
-    how = settings or SampleSettings()
+    how = settings or MAPS
     denoiser = prior.denoiser(voxel_size=voxel_size_A, resolution=resolution_A)
     weight, n = next(prior.network.parameters()), box or prior.shape.box
     generator = torch.Generator(weight.device).manual_seed(how.seed)

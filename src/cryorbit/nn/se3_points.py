@@ -24,7 +24,7 @@ _TINY = 0.005
 _SOFT = 0.2
 """Length, in units of the points' spread, below which a direction fades: a third of a bond of a folded protein."""
 _NEAR = 4
-"""Neighbours along the chain up to here are summed, all others averaged, so that a large molecule keeps its bonds."""
+"""Neighbours along the chain up to here weigh the same however many other points there are; the rest is averaged."""
 
 
 def centred(x: Float[Tensor, "b n 3"], mask: Bool[Tensor, "b n"] | None = None) -> Float[Tensor, "b n 3"]:
