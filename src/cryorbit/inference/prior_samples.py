@@ -51,8 +51,8 @@ class SampleSettings:
 
 
 MAPS = SampleSettings(highest=150.0, churn=20.0, churn_highest=50.0)
-"""For maps: their power is in a few coarse Fourier terms, of standard deviations up to 25 times that of a voxel (box 32, 3 A),
-and noise has to drown these at the start. From a level of 10 maps came out with a third of their density."""
+"""For maps: their power is in a few coarse Fourier terms, of standard deviations up to 25 times that of a voxel (box 32,
+3 A), and noise has to drown these at the start. From a level of 10 maps came out with a third of their density."""
 
 
 def sample_chains(
