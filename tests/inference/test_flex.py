@@ -13,11 +13,11 @@ from cryorbit.data.particles import MemoryImages
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import geodesic_angle, random_rotations, rotvec_to_matrix
 from cryorbit.inference.flex import FlexTraining, run_training
+from cryorbit.inference.flex_analysis import states_of
 from cryorbit.inference.flex_latents import PosePrior, RowTable, latent_posterior
 from cryorbit.inference.flex_likelihood import FlexLikelihood
 from cryorbit.inference.flex_settings import FlexSettings
 from cryorbit.inference.flex_start import consensus_map, train_flex
-from cryorbit.inference.flex_states import sort_into_states
 from cryorbit.inference.observations import Observations, observe
 from cryorbit.models.deformation import GaussianModel, make_gaussian_model
 from cryorbit.physics.splat import gaussians_to_map, splat_images
@@ -200,16 +200,15 @@ def test_two_states_are_told_apart_and_both_are_drawn(trained):
     assert float(torch.corrcoef(torch.stack((drawn, missing.flatten())))[0, 1]) > 0.7
 
 
-def test_images_are_sorted_by_their_likelihood(trained):
-    stack, state, records = trained
-    seen = observe(stack, generator=torch.Generator().manual_seed(0))
-    likelihood = FlexLikelihood(seen, resolution_A=None)
-    found = sort_into_states(records[-1].result, likelihood, 2)
+@pytest.mark.parametrize(("linear", "right"), [(False, 0.95), (True, 0.7)])
+def test_images_are_sorted_into_their_states(trained, linear, right):
+    """By chance half are right. 240 images are few for the linear model: it fits noise too."""
+    _, state, records = trained
+    found = states_of(records[-1].result, 2, linear=linear)
     agreed = float((found.label == state).float().mean())
-    assert max(agreed, 1 - agreed) > 0.97
-    torch.testing.assert_close(found.probability().sum(1), torch.ones(len(state)))
-    with pytest.raises(BadInput, match="make no sense"):
-        sort_into_states(records[-1].result, likelihood, 1)
+    assert max(agreed, 1 - agreed) > right
+    with pytest.raises(BadInput, match="did not begin"):
+        states_of(replace(records[-1].result, linear=None), 2, linear=True)
 
 
 def test_a_run_goes_on_from_any_record_to_the_same_result(trained):

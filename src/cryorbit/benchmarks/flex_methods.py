@@ -13,15 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryorbit.benchmarks.flex_atoms import about_atoms
 from cryorbit.benchmarks.flex_scores import Decode
 from cryorbit.benchmarks.flex_tasks import FlexData, FlexTask
 from cryorbit.data import Pose
 from cryorbit.errors import BadInput
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.flex import FlexResult
+from cryorbit.inference.flex_analysis import states_of
 from cryorbit.inference.flex_settings import FlexSettings
-from cryorbit.inference.flex_start import likelihood_of, train_flex
-from cryorbit.inference.flex_states import sort_into_states
+from cryorbit.inference.flex_start import train_flex
 from cryorbit.inference.kernel_volume import KernelReadout
 from cryorbit.inference.linear_flex import LinearSettings, fit_linear
 from cryorbit.inference.linear_model import LinearModel
@@ -106,7 +107,12 @@ def run_method(name: str, data: FlexData, task: FlexTask, *, max_minutes: float,
     """
     if name in (LINEAR, KERNEL):
         return _linear(data, task, kernel=name == KERNEL)
-    return _gaussians(data, settings_of(name, data, task), max_minutes=max_minutes, say=say)
+    settings = settings_of(name, data, task)
+    outcome, result = _gaussians(data, settings, max_minutes=max_minutes, say=say)
+    if name == OURS and data.kind == "path" and data.atoms[0].atom_name is not None:
+        say("  atoms along the path")
+        outcome = replace(outcome, about=outcome.about | about_atoms(data, result, settings))
+    return outcome
 
 
 def settings_of(name: str, data: FlexData, task: FlexTask) -> FlexSettings:
@@ -142,7 +148,9 @@ def settings_of(name: str, data: FlexData, task: FlexTask) -> FlexSettings:
     return ours
 
 
-def _gaussians(data: FlexData, settings: FlexSettings, *, max_minutes: float, say: Say) -> Outcome:
+def _gaussians(
+    data: FlexData, settings: FlexSettings, *, max_minutes: float, say: Say
+) -> tuple[Outcome, FlexResult]:
     start, record, stopped, told = time.monotonic(), None, False, ""
     for record in train_flex(data.stack, settings):
         if record.stage != told:
@@ -159,14 +167,16 @@ def _gaussians(data: FlexData, settings: FlexSettings, *, max_minutes: float, sa
     result: FlexResult = record.result
     label = None
     if data.kind == "classes":
-        label = sort_into_states(result, likelihood_of(data.stack, settings), len(data.maps)).label
+        linear = result.linear is not None
+        label = states_of(result, len(data.maps), linear=linear, seed=settings.seed).label
     about = {
         "misfit": float(2 * result.misfit.mean() / result.numbers),
         "stopped_by_time": stopped,
         **_pose_errors(result.pose, data),
     }
     seconds = time.monotonic() - start
-    return Outcome(result.z, result.precision, gaussian_decode(result), seconds, about, label=label)
+    outcome = Outcome(result.z, result.precision, gaussian_decode(result), seconds, about, label=label)
+    return outcome, result
 
 
 def _last(records: Iterator[Progress]) -> Progress:
@@ -208,9 +218,7 @@ def _linear(data: FlexData, task: FlexTask, *, kernel: bool) -> Outcome:
     start = time.monotonic()
     settings = LinearSettings(seed=task.seed, threads=torch.get_num_threads())
     model: LinearModel = _last(fit_linear(data.stack, settings)).result
-    size = model.variance.double().clamp_min(_LEAST_VARIANCE * float(model.variance.max())).sqrt()
-    latents, covariance = model.latent / size, model.latent_covariance / (size[:, None] * size)
-    precision = torch.linalg.inv(covariance)
+    latents, precision = model.standard(least_variance=_LEAST_VARIANCE)
     seconds = time.monotonic() - start
     if not kernel:
         return Outcome(latents, precision, _linear_decode(model), seconds)

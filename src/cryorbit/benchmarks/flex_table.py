@@ -14,6 +14,8 @@ SCORE_BARS = {"circular_correlation": 0.95, "spearman": 0.95, "adjusted_rand_ind
 """What a latent score should exceed; there is none for clouds."""
 AREA_BAR = 0.9
 """Of the oracle's area."""
+CARRIED_BAR_A = 2.0
+"""Below which atoms carried along a path should stay off the true frames, root mean square."""
 RECOVERED_BAR = 0.5
 """Of the area that pose errors take away, by refining poses."""
 
@@ -109,6 +111,7 @@ def _of_set(dataset: str, rows: list[Row]) -> list[str]:
     if name in SCORE_BARS:
         lines.append(_bar(f"{dataset}: {name} > {SCORE_BARS[name]}", score, score > SCORE_BARS[name]))
     lines.append(_bar(f"{dataset}: fsc area / oracle >= {AREA_BAR}", ratio, ratio >= AREA_BAR))
+    lines += _of_atoms(dataset, [row for row in ours if "carried_rmsd_A" in row])
     for method in _methods(rows):
         theirs = [row for row in rows if row["method"] == method]
         better = [f"score {_average(theirs):.3f}"] if _average(theirs) >= score else []
@@ -116,6 +119,28 @@ def _of_set(dataset: str, rows: list[Row]) -> list[str]:
         if better and method not in (CHANCE, ORACLE, OURS):
             lines.append(f"note {dataset}: {method} does as well as ours or better: {', '.join(better)}")
     return lines
+
+
+def _of_atoms(dataset: str, rows: list[Row]) -> list[str]:
+    """Atoms carried along the path, and the moving domains with the motion undone."""
+    if not rows:
+        return []
+    mean, most, still, there, plain = (
+        sum(row[name] for row in rows) / len(rows)
+        for name in (
+            "carried_rmsd_A",
+            "carried_rmsd_most_A",
+            "unmoved_rmsd_A",
+            "moving_fsc_area",
+            "moving_fsc_area_consensus",
+        )
+    )
+    text = (
+        f"{dataset}: C-alpha RMSD of carried atoms < {CARRIED_BAR_A:g} A everywhere (mean {mean:.2f}, unmoved"
+    )
+    text += f" {still:.2f})"
+    undone = f"{dataset}: fsc area of moving domains with the motion undone > consensus {plain:.4g}"
+    return [_bar(text, most, most < CARRIED_BAR_A), _bar(undone, there, there > plain)]
 
 
 def _average(rows: list[Row]) -> float:

@@ -46,6 +46,8 @@ def save_flex(folder: Path, result: FlexResult, settings: FlexSettings) -> None:
         "shift_A": result.pose.shift_A,
         "misfit": result.misfit,
     }
+    if result.linear is not None:
+        tensors |= {"linear.z": result.linear.z, "linear.precision": result.linear.precision}
     save_state(folder / LATENTS, tensors, {"kind": _KIND + " latents", "version": _VERSION})
     if result.encoder is not None:
         _save_encoder(folder / ENCODER, result.encoder)
@@ -61,6 +63,7 @@ def load_flex(folder: Path) -> tuple[FlexResult, FlexSettings]:
     """
     from cryorbit.data import Pose
     from cryorbit.inference.flex import FlexResult
+    from cryorbit.inference.flex_result import LatentPosterior
     from cryorbit.inference.flex_settings import FlexSettings
     from cryorbit.io.checkpoint import load_state
 
@@ -83,6 +86,7 @@ def load_flex(folder: Path) -> tuple[FlexResult, FlexSettings]:
         box=shell["box"],
         pixel_size_A=shell["pixel_size_A"],
         encoder=_load_encoder(folder / ENCODER) if (folder / ENCODER).exists() else None,
+        linear=LatentPosterior(known["linear.z"], known["linear.precision"]) if "linear.z" in known else None,
     )
     return result, settings
 

@@ -13,6 +13,20 @@ from cryorbit.models.deformation import GaussianModel
 
 
 @dataclass(frozen=True, eq=False)
+class LatentPosterior:
+    """Latent vectors of all images under a standard normal prior.
+
+    Parameters
+    ----------
+    z, precision
+        Mean (n, d) and precision (n, d, d) of each image's posterior.
+    """
+
+    z: Float[Tensor, "n d"]
+    precision: Float[Tensor, "n d d"]
+
+
+@dataclass(frozen=True, eq=False)
 class FlexResult:
     """What was learned from a stack.
 
@@ -32,6 +46,9 @@ class FlexResult:
         Grid of the images, on which maps are decoded.
     encoder
         Reads latent vectors from images, where one was trained.
+    linear
+        What the linear model, where the training began with it, knows of each image: exact for parts that come and go, so
+        states are told apart by it.
     """
 
     model: GaussianModel
@@ -43,3 +60,4 @@ class FlexResult:
     box: int
     pixel_size_A: float
     encoder: FlexEncoder | None = None
+    linear: LatentPosterior | None = None

@@ -17,6 +17,7 @@ from cryorbit.inference.engine import Progress
 from cryorbit.inference.flex import FlexTraining, pose_prior, run_training
 from cryorbit.inference.flex_latents import latent_posterior
 from cryorbit.inference.flex_likelihood import FlexLikelihood
+from cryorbit.inference.flex_result import LatentPosterior
 from cryorbit.inference.flex_settings import FlexSettings
 from cryorbit.inference.gaussian_fit import GaussianFitSettings, fit_gaussians
 from cryorbit.inference.linear_flex import LinearSettings, fit_linear
@@ -79,15 +80,19 @@ def train_flex(
     stack = replace(stack, pose=Pose(state["begun_rotation"], state["begun_shift_A"]))
     observed = replace(observed, stack=stack)
     if "begun_z" not in state:
-        state["begun_z"] = yield from first_latents(stack, settings)
+        state["begun_z"], precision = yield from first_latents(stack, settings)
+        state |= {} if precision is None else {"begun_precision": precision}
     anchors = Gaussians(*(state[f"begun_{name}"] for name in _FIELDS))
+    known = state.get("begun_precision")
+    linear = None if known is None else LatentPosterior(state["begun_z"], known)
     training = FlexTraining(observed, anchors, state["begun_z"], settings, given=given)
     if "steps" in state:
         training.restore(state)
     begun = {name: value for name, value in state.items() if name.startswith("begun_")}
     for record in run_training(training):
         fraction = 0.3 + 0.7 * record.fraction
-        yield replace(record, fraction=fraction, state=begun | record.state)
+        result = None if record.result is None else replace(record.result, linear=linear)
+        yield replace(record, fraction=fraction, state=begun | record.state, result=result)
 
 
 def observed_for(stack: ParticleStack, settings: FlexSettings) -> Observations:
@@ -97,11 +102,6 @@ def observed_for(stack: ParticleStack, settings: FlexSettings) -> Observations:
         sign=contrast_of(stack, settings.contrast),
         generator=torch.Generator().manual_seed(settings.seed),
     )
-
-
-def likelihood_of(stack: ParticleStack, settings: FlexSettings) -> FlexLikelihood:
-    """The likelihood that a run with these settings uses."""
-    return FlexLikelihood(observed_for(stack, settings), resolution_A=settings.resolution_A)
 
 
 def consensus_map(observed: Observations) -> Volume:
@@ -144,11 +144,11 @@ def first_gaussians(
 
 def first_latents(
     stack: ParticleStack, settings: FlexSettings
-) -> Generator[Progress, None, Float[Tensor, "n d"]]:
-    """Posterior means of the linear model, in standard deviations of its prior; or zeros."""
+) -> Generator[Progress, None, tuple[Float[Tensor, "n d"], Float[Tensor, "n d d"] | None]]:
+    """Posterior means and precisions of the linear model, in standard deviations of its prior; or next to zeros."""
     if settings.start == "zero":
         generator = torch.Generator().manual_seed(settings.seed)
-        return 0.1 * torch.randn(len(stack), settings.latent, generator=generator)
+        return 0.1 * torch.randn(len(stack), settings.latent, generator=generator), None
     field_A = stack.box * stack.pixel_size_A
     finest = max(2 * stack.pixel_size_A, field_A / _LINEAR_RADIUS)
     linear = LinearSettings(
@@ -162,9 +162,7 @@ def first_latents(
     for record in fit_linear(stack, linear):
         yield replace(record, fraction=0.1 + 0.2 * record.fraction, result=None, state={})
     assert record is not None  # a fit yields at least its end
-    model = record.result
-    least = _LEAST_VARIANCE * float(model.variance.max())
-    return (model.latent / model.variance.clamp_min(least).sqrt()).to(torch.float32)
+    return record.result.standard(least_variance=_LEAST_VARIANCE)
 
 
 def posed_on_consensus(

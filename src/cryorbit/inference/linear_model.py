@@ -62,6 +62,21 @@ class LinearModel:
         moved = torch.tensordot(z.to(self.components), self.components, dims=1)
         return Volume(self.mean.values + moved, self.mean.pixel_size_A)
 
+    def standard(self, *, least_variance: float) -> tuple[Float[Tensor, "i k"], Float[Tensor, "i k k"]]:
+        """Means and precisions of the images' posteriors where the prior is the standard normal one.
+
+        Parameters
+        ----------
+        least_variance
+            Of the largest: components of less are not there, and their latents stay near 0 with the precision of the prior.
+        """
+        least = least_variance * float(self.variance.max())
+        size = self.variance.double().clamp_min(least).sqrt()
+        covariance = self.latent_covariance.double() / (size[:, None] * size)
+        gone = self.variance.double() < least
+        covariance[:, gone, gone] += (1 - self.variance.double() / least)[gone]
+        return (self.latent / size).float(), torch.linalg.inv(covariance).float()
+
     def squared_distance(self, z: Float[Tensor, "k"]) -> Float[Tensor, "i"]:
         """Mahalanobis distance of every image's posterior to `z`, squared: chi-square of k degrees at its truth."""
         away = (self.latent - z).double()
