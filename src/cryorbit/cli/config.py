@@ -36,7 +36,8 @@ def parse(kind: type[S], arguments: Sequence[str], *, verb: str) -> S | None:
     """The settings that `arguments` ask for; None if they were only to be printed.
 
     A file named by `--config` replaces the defaults, the command line replaces both. With `--resume` the
-    defaults are those of the run in the output folder, and must stay what they were.
+    defaults are those of the run in the output folder, and must stay what they were. A verb with `PRESETS` has other
+    defaults for some choices: {option: {its value: {setting: default}}}.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def parse(kind: type[S], arguments: Sequence[str], *, verb: str) -> S | None:
     """
     printing = "--print-config" in arguments
     earlier = _settings_to_resume(kind, arguments)
-    values = earlier | read_yaml(kind, _path_option(arguments, "--config"))
+    values = _preset(kind, arguments) | earlier | read_yaml(kind, _path_option(arguments, "--config"))
     default = build(kind, values, missing=None if printing else tyro.MISSING)
     with warnings.catch_warnings():
         if printing:  # required options may be absent then, which tyro would remark on
@@ -68,6 +69,15 @@ def _path_option(arguments: Sequence[str], *names: str) -> Path | None:
         if argument in names and position + 1 < len(arguments):
             return Path(arguments[position + 1])
     return None
+
+
+def _preset(kind: type, arguments: Sequence[str]) -> dict[str, Any]:
+    """Defaults that the choice of a preset brings along."""
+    found: dict[str, Any] = {}
+    for option, choices in getattr(kind, "PRESETS", {}).items():
+        chosen = _path_option(arguments, option)
+        found |= {} if chosen is None else choices.get(str(chosen), {})
+    return found
 
 
 def _settings_to_resume(kind: type, arguments: Sequence[str]) -> dict[str, Any]:

@@ -65,6 +65,15 @@ def read_json(path: Path) -> dict[str, Any]:
         raise BadFile(f"{path}: unreadable ({error}). Delete it if the run does not matter.") from error
 
 
+def read_metrics_of(path: Path, name: str) -> float | None:
+    """The last value of a metric in the folder of a run; None if it was never written."""
+    from cryorbit.cli.progress import read_metrics
+
+    return next(
+        (row[name] for row in reversed(read_metrics(path / METRICS)) if row.get(name) is not None), None
+    )
+
+
 def refuse_occupied(path: Path, names: Iterable[str]) -> None:
     """Raise if `path` holds any of `names`, or is no folder.
 

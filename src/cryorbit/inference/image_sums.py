@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cryorbit.data import CTF, Pose
 from cryorbit.errors import BadInput
+from cryorbit.fourier.resample import box_crop
 from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.physics.formation import plane_matrix, transfer_of
 from cryorbit.physics.fourier_sums import WaveSums
@@ -116,15 +119,49 @@ class ImageSums:
         spread = torch.fft.ifftshift(self.spread.values())
         # A difference of n voxels does not occur, and would not be even.
         spread[n], spread[:, n], spread[:, :, n] = 0, 0, 0
-        near = torch.cat((torch.arange(n), torch.arange(-n, 0))).abs().to(spread) / n
-        tent = 1 - near
-        folded = spread * tent[:, None, None] * tent[:, None] * tent
-        folded = folded.view(2, n, 2, n, 2, n).sum((0, 2, 4))
         return TwoVolumes(
             self.back.values().to(dtype),
-            torch.fft.rfftn(folded).real.clamp_min(0).to(dtype),
+            wrapped_weight(spread).to(dtype),
             torch.fft.rfftn(spread).real.to(dtype),
             self.energy,
             self.count,
             self.pixel_size_A,
         )
+
+
+def wrapped_weight(spread: Float[Tensor, "p p p"]) -> Float[Tensor, "n n h"]:
+    """The diagonal of W in the transform of a box from its point spread on twice as many voxels (Chan 1988)."""
+    n = spread.shape[0] // 2
+    near = torch.cat((torch.arange(n), torch.arange(-n, 0))).abs().to(spread) / n
+    tent = 1 - near
+    folded = spread * tent[:, None, None] * tent[:, None] * tent
+    folded = folded.view(2, n, 2, n, 2, n).sum((0, 2, 4))
+    return torch.fft.rfftn(folded).real.clamp_min(0)
+
+
+def central(data: TwoVolumes, box: int) -> TwoVolumes:
+    """The likelihood of the middle of a map of which nothing lies outside: exact, since W depends on differences only.
+
+    Raises
+    ------
+    BadInput
+        If the box is larger than the data's, or W is known by its diagonal only.
+    """
+    n = data.box
+    if box > n or data.point_spread is None:
+        raise BadInput(
+            f"central: cannot cut {box} voxels out of {n}, or W is a diagonal. Give a smaller box."
+        )
+    if box == n:
+        return data
+    spread = torch.fft.irfftn(data.point_spread.double(), s=(2 * n,) * 3)
+    near = torch.cat((torch.arange(box), torch.arange(-box, 0))).to(spread.device)
+    spread = spread[near][:, near][:, :, near].clone()
+    spread[box], spread[:, box], spread[:, :, box] = 0, 0, 0
+    like = data.back_projection
+    return replace(
+        data,
+        back_projection=box_crop(like, box, ndim=3).clone(),
+        weight=wrapped_weight(spread).to(like),
+        point_spread=torch.fft.rfftn(spread).real.to(like),
+    )

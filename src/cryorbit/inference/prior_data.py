@@ -206,7 +206,17 @@ class DensitySource:
 
     def _room_A(self, voxel_size_A: float) -> float:
         """Largest reach of a structure's atoms."""
-        return (self._drawn.box / 2 - 1.5) * voxel_size_A
+        return _room_A(self._drawn.box, voxel_size_A)
+
+
+def room_for(structures: Sequence[Atoms], drawn: DensityRange) -> list[bool]:
+    """Whether each structure fits the box at the largest voxel, so that `DensitySource` takes it."""
+    return [_reach_A(atoms) <= _room_A(drawn.box, drawn.voxel_size_A[1]) for atoms in structures]
+
+
+def _room_A(box: int, voxel_size_A: float) -> float:
+    """Largest reach of a structure's atoms in a box."""
+    return (box / 2 - 1.5) * voxel_size_A
 
 
 def _reach_A(atoms: Atoms) -> float:

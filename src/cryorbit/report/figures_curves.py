@@ -114,6 +114,24 @@ def half_map_figure(half: ShellCorrelation | None, masked: MaskedCorrelation | N
     return svg_address(fig)
 
 
+def correlations_figure(
+    curves: Mapping[str, ShellCorrelation], *, threshold: float = 0.143, end_A: float | None = None
+) -> str:
+    """Correlations by name on one plot, the crossing of each marked, the band beyond `end_A` shaded."""
+    fig = figure(5.8, 4.0)
+    axes = fig.add_subplot()
+    last = max(float(curve.frequency_per_A[-1]) for curve in curves.values())
+    for (name, curve), colour in zip(curves.items(), (TEAL, BLUE, ORANGE, GREEN), strict=False):
+        _draw(axes, curve, color=colour, label=name, linewidth=2.2)
+        _mark(axes, curve, threshold, colour)
+    resolution_ticks(axes, last)
+    _thresholds(axes, threshold)
+    if end_A is not None and 1 / end_A < last:
+        axes.axvspan(1 / end_A, last, color=PALE, zorder=0, linewidth=0)
+    fig.legend(loc="outside upper left", ncols=2)
+    return svg_address(fig)
+
+
 def truth_figure(curve: ShellCorrelation) -> str:
     """Correlation with a known truth, with 0.5 marked."""
     fig = figure(5.8, 4.0)

@@ -1,0 +1,61 @@
+"""Priors as the shell reads and writes them: a file of one's own, or the one that comes with the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from cryorbit.errors import BadInput
+
+if TYPE_CHECKING:
+    from cryorbit.models.point_prior import PointPrior
+    from cryorbit.models.volume_prior import VolumePrior
+
+PRIOR = "prior.safetensors"
+PriorFile = Annotated[Path | None, tyro.conf.arg(metavar="PRIOR")]
+"""The prior.safetensors of `prior train`, or its folder; None: the shipped prior of maps."""
+
+
+def load_prior(path: Path | None) -> PointPrior | VolumePrior:
+    """A prior ready to sample with.
+
+    Raises
+    ------
+    BadFile
+        If the file cannot be read or is no prior.
+    """
+    from cryorbit.io.weights import load_weights, shipped_weights
+    from cryorbit.models.point_prior import PointPrior
+    from cryorbit.models.volume_prior import VolumePrior
+
+    if path is None:
+        tensors, card = shipped_weights()
+    else:
+        tensors, card = load_weights(path / PRIOR if path.is_dir() else path)
+    kind = PointPrior if card.get("kind") == "points" else VolumePrior
+    return kind.from_state(tensors, card)
+
+
+def load_volume_prior(path: Path | None) -> VolumePrior:
+    """A prior of maps.
+
+    Raises
+    ------
+    BadFile, BadInput
+        If it cannot be read, or is one of chains.
+    """
+    from cryorbit.models.volume_prior import VolumePrior
+
+    prior = load_prior(path)
+    if not isinstance(prior, VolumePrior):
+        raise BadInput(f"{path}: a prior of chains, but maps are wanted. Give one of --kind volumes.")
+    return prior
+
+
+def save_prior(path: Path, prior: PointPrior | VolumePrior, about: dict[str, Any]) -> None:
+    """Write a prior, whole or not at all."""
+    from cryorbit.io.weights import save_weights
+
+    save_weights(path, prior.tensors(), prior.card(), about=about)

@@ -1,0 +1,164 @@
+"""`cryorbit prior sample -o DIR`: maps or chains of a prior, of no protein in particular, with their scores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from cryorbit.cli.config import Flat
+from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
+from cryorbit.cli.prior_files import PriorFile
+from cryorbit.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from cryorbit.data import Atoms
+    from cryorbit.models.point_prior import PointPrior
+    from cryorbit.models.volume_prior import VolumePrior
+
+SCORES = "scores.csv"
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Draw samples of a prior: DIR/sample_001.mrc (maps) or .pdb (C-alphas of chains), and scores.csv."""
+
+    prior: tyro.conf.Positional[PriorFile] = None
+    """The prior.safetensors of `prior train`; the shipped prior of maps unless given."""
+    out: OutFolder
+    """Folder for the results."""
+    count: int = 4
+    """Samples to draw."""
+    voxel_size_A: float | None = None
+    """Voxel of the maps; the middle of what the prior was trained on unless given."""
+    resolution_A: float | None = None
+    """Low-pass that the maps shall look like; any that the prior knows unless given."""
+    box: int | None = None
+    """Edge of the maps in voxels; the prior's own unless given."""
+    residues: tuple[int, ...] = (100,)
+    """Residues of each chain of a molecule, for a prior of chains."""
+    steps: int = 80
+    """Levels of noise, two network passes each."""
+    seed: int = 0
+    """Decides the samples."""
+    overwrite: bool = False
+    """Replace earlier samples in the folder."""
+    compute: Annotated[ComputeOptions, Flat] = field(default_factory=lambda: ComputeOptions(device="cpu"))
+    configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
+
+
+def run(settings: Settings) -> int:
+    """Draw, score, write."""
+    from cryorbit.cli.outputs import refuse_existing
+    from cryorbit.cli.prior_files import load_prior
+    from cryorbit.cli.progress import say
+    from cryorbit.io.atomic import atomic_folder
+    from cryorbit.models.point_prior import PointPrior
+
+    refuse_foreign(settings.out)
+    refuse_existing(settings.out, overwrite=settings.overwrite)
+    device = prepare(settings.compute)
+    prior = load_prior(settings.prior)
+    prior.network.to(device)
+    with atomic_folder(settings.out) as folder:
+        table = (
+            chains(prior, settings, folder)
+            if isinstance(prior, PointPrior)
+            else maps(prior, settings, folder)
+        )
+        table.to_csv(folder / SCORES, index=False, float_format="%.4g")
+    print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    say(f"{settings.out}: {len(table)} samples and {SCORES}")
+    return 0
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise if the folder, which is to be replaced, holds what no earlier sampling wrote.
+
+    Raises
+    ------
+    BadInput
+        Saying so.
+    """
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / SCORES).exists()):
+        raise BadInput(f"{out}: holds what no prior sample wrote. Choose another folder with -o.")
+
+
+def maps(prior: VolumePrior, settings: Settings, folder: Path) -> pd.DataFrame:
+    """Maps, written, and the table of their scores."""
+    import math
+    from dataclasses import replace
+
+    import pandas as pd
+
+    from cryorbit.analysis.density_scores import score_density
+    from cryorbit.inference.prior_samples import MAPS, sample_maps
+    from cryorbit.io.mrc import write_map
+
+    voxel = settings.voxel_size_A or math.sqrt(math.prod(prior.shape.voxel_size_A))
+    found = sample_maps(
+        prior,
+        count=settings.count,
+        voxel_size_A=voxel,
+        resolution_A=settings.resolution_A,
+        box=settings.box,
+        settings=replace(MAPS, steps=settings.steps, seed=settings.seed),
+    )
+    rows = []
+    for number, volume in enumerate(found, start=1):
+        name = f"sample_{number:03d}.mrc"
+        write_map(folder / name, volume)
+        rows.append({"file": name, "voxel_A": voxel, **asdict(score_density(volume))})
+    return pd.DataFrame(rows)
+
+
+def chains(prior: PointPrior, settings: Settings, folder: Path) -> pd.DataFrame:
+    """Chains, written, and the table of their scores."""
+    import pandas as pd
+    import torch
+
+    from cryorbit.analysis.chain_scores import score_chain
+    from cryorbit.inference.prior_samples import SampleSettings, sample_chains
+    from cryorbit.io.atoms import write_atoms
+
+    if settings.voxel_size_A or settings.resolution_A or settings.box:
+        raise BadInput(
+            f"{settings.prior}: a prior of chains, which knows no voxels. Leave out voxel size, resolution and box."
+        )
+    how = SampleSettings(steps=settings.steps, seed=settings.seed)
+    found = sample_chains(prior, settings.residues, count=settings.count, settings=how).cpu()
+    generator = torch.Generator().manual_seed(settings.seed)
+    rows = []
+    for number, ca in enumerate(found, start=1):
+        name = f"sample_{number:03d}.pdb"
+        write_atoms(folder / name, traces(ca, settings.residues))
+        for chain, part in enumerate(ca.split(list(settings.residues))):
+            scores = asdict(score_chain(part, generator=generator))
+            rows.append({"file": name, "chain": _LETTERS[chain % 26], **scores})
+    return pd.DataFrame(rows)
+
+
+def traces(ca_A: torch.Tensor, residues: tuple[int, ...]) -> Atoms:
+    """C-alphas of alanines, chains A, B, ..."""
+    import numpy as np
+    import torch
+
+    from cryorbit.data import Atoms
+
+    n = len(ca_A)
+    return Atoms(
+        ca_A,
+        torch.full((n,), 6),
+        torch.full((n,), 30.0),
+        torch.ones(n),
+        chain=np.concatenate([np.full(k, _LETTERS[i % 26], dtype=object) for i, k in enumerate(residues)]),
+        residue_name=np.full(n, "ALA", dtype=object),
+        atom_name=np.full(n, "CA", dtype=object),
+        residue_number=np.concatenate([np.arange(1, k + 1) for k in residues]),
+    )

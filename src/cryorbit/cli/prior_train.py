@@ -1,0 +1,154 @@
+"""`cryorbit prior train -o DIR`: a prior of maps or of chains from procedural proteins, or from a folder of structures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import tyro
+
+from cryorbit.cli.config import Flat, flatten, to_yaml
+from cryorbit.cli.options import ConfigOptions, OutFolder, set_threads
+from cryorbit.cli.prior_files import PRIOR
+from cryorbit.cli.reading import absolute
+from cryorbit.errors import BadInput, CryorbitError
+from cryorbit.inference.prior import PriorSettings
+from cryorbit.inference.prior_recipe import PriorRecipe
+
+if TYPE_CHECKING:
+    from cryorbit.inference.prior_recipe import Structures
+
+LISTING = "structures.json"
+OUTPUTS = (PRIOR, LISTING)
+
+
+def _of_maps() -> PriorSettings:
+    return PriorSettings(
+        steps=4000, learning_rate=2e-3, warm_up=100, average=0.999, noise_centre=0.5, noise_spread=2.0
+    )
+
+
+_SHIPPED: dict[str, Any] = flatten(PriorRecipe()) | flatten(_of_maps())
+_CHAINS: dict[str, Any] = flatten(PriorSettings()) | {"kind": "points", "batch": 16, "lengths": (40, 128)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Train a prior: DIR/prior.safetensors, with its units in it, and structures.json, which lists what it has seen."""
+
+    PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
+        "--kind": {"points": _CHAINS},
+        "--preset": {"shipped-32": _SHIPPED, "chains": _CHAINS},
+    }
+
+    out: OutFolder
+    """Folder for the results."""
+    preset: Literal["shipped-32", "chains"] | None = None
+    """Settings by name: those of the prior that comes with the program, or those of chains."""
+    structures: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """PDB, mmCIF and BinaryCIF files to train on as well; relatives by sequence never straddle training and test."""
+    residues: tuple[int, int] = (40, 400)
+    """Shortest and longest chain of --structures that is taken."""
+    hold_out: tuple[str, ...] = ()
+    """Entries of --structures that must not be trained on, nor their relatives: 6lyz 101m."""
+    shares: tuple[float, float] = (0.1, 0.1)
+    """Shares of --structures for validation and for test."""
+    split_seed: int = 0
+    """Decides which clusters of sequences are which."""
+    resume: bool = False
+    """Go on with the run in DIR, with its settings, after any kind of stop."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    recipe: Annotated[PriorRecipe, Flat] = field(default_factory=PriorRecipe)
+    training: Annotated[PriorSettings, Flat] = field(default_factory=_of_maps)
+    threads: int | None = None
+    """CPU threads; all cores unless given."""
+    configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
+
+
+def run(settings: Settings) -> int:
+    """Train, or go on training."""
+    from cryorbit.cli.prior_files import save_prior
+    from cryorbit.cli.progress import say
+    from cryorbit.cli.run_folder import already_finished, open_run, read_metrics_of, write_json
+    from cryorbit.inference.prior_recipe import make_prior
+
+    if settings.resume and already_finished(settings.out):
+        return 0
+    if settings.structures is None and not settings.recipe.proteins:
+        raise BadInput("--proteins 0 without --structures leaves nothing to train on. Give one of them.")
+    settings = replace(settings, structures=absolute(settings.structures))
+    set_threads(settings.threads)
+    structures, listing = structures_of(settings)
+    folder = open_run(
+        settings.out,
+        verb="prior train",
+        settings_yaml=to_yaml(settings),
+        outputs=OUTPUTS,
+        resume=settings.resume,
+    )
+    try:
+        write_json(folder.path / LISTING, listing)
+        records = make_prior(settings.recipe, settings.training, structures, state=folder.state)
+        last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+        reached = read_metrics_of(folder.path, "validation_dB")
+        about = {"settings": flatten(settings), "validation_dB": reached, "structures": listing}
+        save_prior(folder.path / PRIOR, last.result, about)
+        folder.record(
+            validation_dB=reached, parameters=sum(t.numel() for t in last.result.tensors().values())
+        )
+        folder.finish()
+    except CryorbitError:
+        folder.abandon(OUTPUTS)
+        raise
+    told = (
+        "" if reached is None else f", {reached:.2f} dB below what no learning gives on structures held back"
+    )
+    say(f"{folder.path / PRIOR}: a prior of {settings.recipe.kind}{told}")
+    return 0
+
+
+def structures_of(settings: Settings) -> tuple[Structures, dict[str, Any]]:
+    """Chains of the folder for training and validation, and the list of what is where and what was skipped.
+
+    Raises
+    ------
+    BadFile, BadInput
+        If the folder holds none, or too few clusters to split.
+    """
+    from cryorbit.analysis.sequence_split import split_by_sequence
+    from cryorbit.cli.progress import say
+    from cryorbit.inference.prior_recipe import HELD_BACK, Structures
+    from cryorbit.io.structure_folder import read_structure_folder
+
+    recipe = settings.recipe
+    procedural = {
+        "train": f"seeds 0 to {recipe.proteins - 1}" if recipe.proteins else "none",
+        "validation": f"seeds {HELD_BACK} to {HELD_BACK + recipe.held_back - 1}"
+        if recipe.held_back
+        else "none",
+    }
+    if settings.structures is None:
+        return Structures(), {"procedural": procedural}
+    shortest, longest = settings.residues
+    found = read_structure_folder(settings.structures, shortest=shortest, longest=longest)
+    say(f"{settings.structures}: {found.summary()}")
+    validation, test = settings.shares
+    split = split_by_sequence(
+        {c.name: c.sequence for c in found.chains},
+        seed=settings.split_seed,
+        validation=validation,
+        test=test,
+        hold_out=settings.hold_out,
+    )
+    by_name = {c.name: c for c in found.chains}
+    listing = {
+        "procedural": procedural,
+        "train": split.train,
+        "validation": split.validation,
+        "test": split.test,
+        "skipped": found.skipped,
+    }
+    train, held = ([by_name[n] for n in names] for names in (split.train, split.validation))
+    return Structures(train, held), listing

@@ -1,0 +1,234 @@
+"""From structures to a prior: which are drawn, on what grid, of what network, and how well it does on some held back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cryorbit.data import Atoms, ProteinChain
+from cryorbit.errors import BadInput
+from cryorbit.inference.engine import Progress
+from cryorbit.inference.prior import PointTask, PriorSettings, PriorTask, VolumeTask, train_prior
+from cryorbit.inference.prior_data import (
+    ChainSource,
+    DensityRange,
+    DensitySource,
+    PointBatch,
+    VolumeBatch,
+    map_spectrum,
+    room_for,
+    root_mean_square,
+)
+from cryorbit.io.structure_folder import protein_chains
+from cryorbit.models.point_prior import PointPrior, PointPriorShape
+from cryorbit.models.score import denoising_loss
+from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+from cryorbit.physics.procedural_protein import procedural_protein
+
+HELD_BACK = 500_000
+"""First seed of procedural proteins that are not trained on; benchmarks count theirs from a million."""
+_MEASURED = 32
+"""Batches that the scale and the spectrum of maps are measured on."""
+LEVELS = (0.1, 0.3, 1.0, 3.0)
+"""Of noise, in spreads of the data, that validation looks at."""
+_LONGEST_PROCEDURAL = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRecipe:
+    """What a prior is made of. Defaults are those of the prior of maps that comes with the program."""
+
+    kind: Literal["volumes", "points"] = "volumes"
+    """Density maps, or chains of C-alphas."""
+    proteins: int = 400
+    """Procedural proteins to train on, number i from seed i; 0 with --structures trains on those alone."""
+    lengths: tuple[int, int] = (50, 240)
+    """Their shortest and longest chain, residues; drawn evenly in the logarithm."""
+    held_back: int = 16
+    """Further proteins that the loss is validated on."""
+    batch: int = 4
+    """Structures per step."""
+    box: int = 32
+    """Edge of the maps, voxels."""
+    voxel_size_A: tuple[float, float] = (2.5, 4.0)
+    """Least and largest voxel."""
+    map_resolution_A: tuple[float, float] = (6.0, 12.0)
+    """Finest and coarsest low-pass of the maps, angstrom."""
+    shift_A: float = 4.0
+    """Largest distance of a molecule from the middle of its map."""
+    channels: tuple[int, ...] = (16, 32, 64)
+    """Of the network of maps, per level."""
+    hidden: int = 32
+    """Features per residue of the network of chains."""
+    layers: int = 3
+    """Its rounds of messages."""
+
+    def __post_init__(self) -> None:
+        low, high = self.lengths
+        if not 20 <= low <= high <= _LONGEST_PROCEDURAL or min(self.proteins, self.held_back) < 0:
+            raise BadInput(
+                f"--lengths {low} {high}, --proteins {self.proteins}: wanted 20 <= shortest <= longest <= "
+                f"{_LONGEST_PROCEDURAL} residues, and no negative numbers."
+            )
+
+    def drawn(self) -> DensityRange:
+        """What maps are drawn at."""
+        return DensityRange(
+            box=self.box,
+            voxel_size_A=self.voxel_size_A,
+            resolution_A=self.map_resolution_A,
+            shift_A=self.shift_A,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Structures:
+    """What is trained on and what is held back, beside procedural proteins."""
+
+    train: Sequence[ProteinChain] = ()
+    validation: Sequence[ProteinChain] = ()
+
+
+def procedural_lengths(count: int, lengths: tuple[int, int]) -> list[int]:
+    """Residues of each procedural protein, low (high / low)^u with u uniform from seed 0.
+
+    >>> procedural_lengths(3, (50, 240))
+    [109, 166, 57]
+    """
+    low, high = lengths
+    share = torch.rand(count, generator=torch.Generator().manual_seed(0)).tolist()
+    return [int(low * (high / low) ** u) for u in share]
+
+
+def make_prior(
+    recipe: PriorRecipe, settings: PriorSettings, given: Structures, *, state: dict[str, Any] | None = None
+) -> Iterator[Progress]:
+    """Folds procedural proteins, then trains; records of the training carry "validation_dB" where something is held back.
+
+    It is how far the error of the held-back structures lies below that of the Wiener filter (maps) or of a Gaussian of the
+    right size (chains), in decibels, averaged over `LEVELS`; of the averaged weights.
+
+    Raises
+    ------
+    BadInput
+        If there is nothing to train on.
+    """
+    lengths = procedural_lengths(recipe.proteins, recipe.lengths)
+    held = procedural_lengths(recipe.held_back, recipe.lengths) if recipe.proteins else []
+    wanted = [
+        *((n, seed) for seed, n in enumerate(lengths)),
+        *((n, HELD_BACK + i) for i, n in enumerate(held)),
+    ]
+    made: list[Atoms] = []
+    for n, seed in wanted:
+        made.append(procedural_protein(n, seed))
+        if len(made) % 10 == 0:
+            yield Progress(
+                "folding proteins", len(made), len(wanted), 0.05 * len(made) / len(wanted), {}, state or {}
+            )
+    train, validation = made[: len(lengths)], made[len(lengths) :]
+    task, held_back = _task(recipe, train, validation, given)
+    for record in train_prior(task, settings, state=state or None):
+        metrics = dict(record.metrics)
+        if held_back is not None and record.result is None:
+            average = {
+                name.removeprefix("average.weight."): value
+                for name, value in record.state.items()
+                if name.startswith("average.weight.")
+            }
+            metrics["validation_dB"] = held_back.decibel(average)
+        fraction = record.fraction if record.result is not None else 0.05 + 0.95 * record.fraction
+        yield Progress(
+            record.stage, record.step, record.steps, fraction, metrics, record.state, record.result
+        )
+
+
+def _task(
+    recipe: PriorRecipe, train: list[Atoms], validation: list[Atoms], given: Structures
+) -> tuple[PriorTask, Validation | None]:
+    generator = torch.Generator().manual_seed(0)
+    if recipe.kind == "points":
+        chains = [*_chains(train), *given.train]
+        shape = PointPriorShape(hidden=recipe.hidden, layers=recipe.layers)
+        prior = PointPrior(shape, generator=generator)
+        held = [*_chains(validation), *given.validation]
+        batch = ChainSource(held, batch=8, seed=1)(0) if held else None
+        return PointTask(prior, ChainSource(chains, batch=recipe.batch)), _validation(prior, batch)
+    drawn = recipe.drawn()
+    atoms, held = (
+        [a for a, fits in zip(all_of, room_for(all_of, drawn), strict=True) if fits]
+        for all_of in (
+            [*train, *(c.atoms for c in given.train)],
+            [*validation, *(c.atoms for c in given.validation)],
+        )
+    )
+    if not atoms:
+        raise BadInput(
+            f"no structure fits a box of {drawn.box} voxels of {drawn.voxel_size_A[1]:g} A. Give smaller structures, a "
+            "larger --box or larger voxels."
+        )
+    source = DensitySource(atoms, drawn, batch=recipe.batch)
+    scale = root_mean_square(source, batches=_MEASURED)
+    spectrum = map_spectrum(source, density_scale=scale, batches=_MEASURED)
+    shape = VolumePriorShape(
+        channels=recipe.channels,
+        box=recipe.box,
+        density_scale=scale,
+        voxel_size_A=recipe.voxel_size_A,
+        resolution_A=recipe.map_resolution_A,
+        spectrum=spectrum.power,
+    )
+    prior = VolumePrior(shape, generator=generator)
+    batch = DensitySource(held, drawn, batch=8, seed=1)(0) if held else None
+    return VolumeTask(prior, source), _validation(prior, batch)
+
+
+def _chains(atoms: Sequence[Atoms]) -> list[ProteinChain]:
+    return [chain for i, a in enumerate(atoms) for chain in protein_chains(a, f"procedural{i}")]
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """Structures held back, with noise that is always the same."""
+
+    prior: PointPrior | VolumePrior
+    batch: PointBatch | VolumeBatch
+
+    @torch.no_grad()
+    def decibel(self, tensors: dict[str, Tensor]) -> float:
+        """Of a prior with these weights, averaged over `LEVELS`."""
+        found = []
+        for level in LEVELS:
+            generator = torch.Generator().manual_seed(0)
+            if isinstance(self.prior, VolumePrior) and isinstance(self.batch, VolumeBatch):
+                prior = VolumePrior.from_state(tensors, self.prior.card())
+                clean = prior.to_latent(self.batch.density)
+                sigma = torch.full((len(clean),), level * prior.shape.sigma_data)
+                noisy = clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn(clean.shape, generator=generator)
+                got = prior.denoise(noisy, sigma, self.batch.voxel_size_A, self.batch.resolution_A)
+                start = prior.spectrum.filter(
+                    noisy, sigma, self.batch.voxel_size_A, self.batch.resolution_A[:, None]
+                )
+                loss = (got.clean - clean).square().mean() / (start.estimate - clean).square().mean()
+            elif isinstance(self.prior, PointPrior) and isinstance(self.batch, PointBatch):
+                prior, batch = PointPrior.from_state(tensors, self.prior.card()), self.batch
+                denoiser = prior.denoiser(batch.mask, batch.chain, batch.residue)
+                clean = prior.to_latent(batch.position_A, batch.mask)
+                spread = denoiser.spread.to(clean)
+                noise = denoiser.project(torch.randn(clean.shape, generator=generator))
+                loss = denoising_loss(
+                    denoiser, clean, noise, level * spread, sigma_data=spread, mask=batch.mask
+                ).mean()
+            else:
+                raise BadInput("Validation: structures and prior are of different kinds. Give those of one.")
+            found.append(-10 * math.log10(max(float(loss), 1e-12)))
+        return sum(found) / len(found)
+
+
+def _validation(prior: PointPrior | VolumePrior, batch: PointBatch | VolumeBatch | None) -> Validation | None:
+    return None if batch is None else Validation(prior, batch)

@@ -1,0 +1,302 @@
+"""Particles with poses and a prior of maps to posterior maps: of all images, and of each half by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
+from cryorbit.data import ParticleStack, Volume
+from cryorbit.errors import BadInput
+from cryorbit.inference.collapse import data_correlation
+from cryorbit.inference.engine import Progress
+from cryorbit.inference.observations import Contrast, contrast_of, observe
+from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
+from cryorbit.inference.posterior_data import TwoVolumes
+from cryorbit.inference.posterior_methods import METHODS
+from cryorbit.inference.prior_gain import fit_gain
+from cryorbit.inference.prior_images import (
+    Halves,
+    PriorGrid,
+    collapse_half,
+    grid_for,
+    posed_images,
+    with_cutoff,
+)
+from cryorbit.inference.prior_maps import DataOnly, cut, data_only, disagreement
+from cryorbit.inference.prior_samples import MAPS, sample_maps
+from cryorbit.models.volume_prior import VolumePrior
+
+MethodName = Literal["diffpir", "diffpir-draw", "split-gibbs", "pigdm", "dps", "dps-fixed-step", "daps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorReconstructionSettings:
+    """How particles and prior are put together."""
+
+    method: MethodName = "diffpir"
+    """Sampler. diffpir: a point estimate, whose spread is too small; diffpir-draw and split-gibbs: honest spread."""
+    contrast: Contrast = "auto"
+    """Whether protein is light or dark in the images."""
+    particle_diameter_A: float | None = None
+    """Of the particle; measured unless given."""
+    resolution_A: float | None = None
+    """Low pass of the prior's maps; the finest that prior and voxels allow unless given."""
+    gain: float | None = None
+    """Grey value per volt of the images; fitted unless given. 1 for images simulated from potentials in volts."""
+    half_samples: int = 4
+    """Samples for each half of the images."""
+
+    def __post_init__(self) -> None:
+        if self.half_samples < 1 or (self.gain is not None and not self.gain > 0):
+            raise BadInput("--half-samples 1 or more and --gain above 0 are wanted. Correct them.")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PriorReconstruction:
+    """All maps in volts on one grid, low-passed at `cutoff_A` where the data end, unless that was not wanted.
+
+    Parameters
+    ----------
+    samples
+        Draws of the posterior.
+    data_only, prior_only
+        The data without the prior (Wiener filter) and one draw of the prior without data.
+    disagreement
+        See `prior_maps.disagreement`.
+    halves, data_halves
+        Posterior means and data-only maps of each half of the images.
+    data_curve, posterior_curve
+        Correlation between the halves' least squares maps, and between their posterior means before the cut.
+    chi_square
+        Of each half's images given maps of the other half, per number compared: "empty", "data only", "posterior".
+    """
+
+    grid: PriorGrid
+    gain: float
+    gain_of_posterior: float
+    samples: Float[Tensor, "s n n n"]
+    spread: Float[Tensor, "n n n"]
+    data_only: Float[Tensor, "n n n"]
+    prior_only: Float[Tensor, "n n n"]
+    disagreement: Float[Tensor, "n n n"]
+    halves: tuple[Tensor, Tensor]
+    data_halves: tuple[Tensor, Tensor]
+    data_curve: ShellCorrelation
+    posterior_curve: ShellCorrelation
+    chi_square: dict[str, float]
+    numbers: float
+    images: int
+    cutoff_A: float | None
+    radius_A: float
+    network_passes: int
+
+    def volume(self, values: Float[Tensor, "n n n"]) -> Volume:
+        """Values of the grid as a map."""
+        return Volume(values, self.grid.voxel_size_A)
+
+
+def reconstruct_with_prior(
+    stack: ParticleStack,
+    prior: VolumePrior,
+    settings: PriorReconstructionSettings,
+    sampling: PosteriorSettings,
+    *,
+    state: dict[str, Any] | None = None,
+) -> Iterator[Progress]:
+    """Adds up the images of each half, then draws maps for all images and for each half; the last record has the result.
+
+    Parameters
+    ----------
+    stack
+        With poses.
+    state
+        Of an earlier record of the same run: goes on from there to the same result.
+
+    Raises
+    ------
+    BadInput
+        If the particle or the pixels are not what the prior knows, or the images share no density.
+    """
+    generator = torch.Generator().manual_seed(sampling.seed)
+    observed = observe(
+        stack,
+        sign=contrast_of(stack, settings.contrast),
+        particle_diameter_A=settings.particle_diameter_A,
+        generator=generator,
+    )
+    grid = grid_for(
+        prior.shape,
+        box=stack.box,
+        pixel_size_A=stack.pixel_size_A,
+        diameter_A=2 * observed.particle_radius_px * stack.pixel_size_A,
+        resolution_A=settings.resolution_A,
+        source=stack.source,
+    )
+    known = dict(state or {})
+    if "first.back" not in known:
+        images = posed_images(observed, grid)
+        for half, name in enumerate(("first", "second")):
+            known |= _packed(name, collapse_half(images, half, seed=sampling.seed))
+            # Not a state to go on from: both halves are wanted.
+            yield Progress("adding up images", half + 1, 2, 0.05 * (half + 1), {}, {})
+    halves = with_cutoff(Halves(_unpacked("first", known, grid), _unpacked("second", known, grid)))
+    radius_A = observed.particle_radius_px * observed.pixel_size_A
+    gain = settings.gain or gain_of(halves, grid, radius_A)
+    task = _Task(prior, settings, sampling, grid, halves.scaled(gain * prior.shape.density_scale))
+    yield from _stages(task, known)
+    yield Progress(
+        "done", 1, 1, 1.0, {}, {}, _result(task, known, gain=gain, radius_A=radius_A, images=len(stack))
+    )
+
+
+def gain_of(halves: Halves, grid: PriorGrid, radius_A: float) -> float:
+    """Grey value per volt of the images of both halves (`prior_gain`)."""
+    maps = [
+        data.prox(
+            torch.zeros_like(data.back_projection), (1e-3 * float(data.weight.mean())) ** -0.5, tolerance=1e-3
+        )
+        for data in (halves.first, halves.second)
+    ]
+    return fit_gain(
+        maps[0],
+        maps[1],
+        voxel_size_A=grid.voxel_size_A,
+        resolution_A=grid.resolution_A,
+        radius_A=radius_A,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A prior, and the halves in its unit."""
+
+    prior: VolumePrior
+    settings: PriorReconstructionSettings
+    sampling: PosteriorSettings
+    grid: PriorGrid
+    halves: Halves
+
+    @property
+    def cutoff_A(self) -> float | None:
+        return None if self.sampling.beyond_data else self.halves.first.cutoff_A
+
+    def parts(self) -> list[tuple[str, TwoVolumes, int]]:
+        """What is sampled: name, likelihood, how many maps. Not cut: correlations of halves are wanted beyond."""
+        few = self.settings.half_samples
+        return [
+            ("all", self.halves.both, self.sampling.samples),
+            ("half 1", self.halves.first, few),
+            ("half 2", self.halves.second, few),
+        ]
+
+
+def _stages(task: _Task, known: dict[str, Any]) -> Iterator[Progress]:
+    """The three runs of the sampler, one after the other; their maps go into `known`."""
+    denoiser = task.prior.denoiser(voxel_size=task.grid.voxel_size_A, resolution=task.grid.resolution_A)
+    parts = task.parts()
+    weight = [count * task.sampling.steps for _, _, count in parts]
+    for i, (name, data, count) in enumerate(parts):
+        if f"samples.{name}" in known:
+            continue
+        plan = replace(task.sampling, samples=count, beyond_data=True, seed=task.sampling.seed + i)
+        inner = {k.removeprefix("inner."): v for k, v in known.items() if k.startswith("inner.")}
+        method = METHODS[task.settings.method]()
+        before = sum(weight[:i]) / sum(weight)
+        for record in sample_posterior(denoiser, data, method, plan, state=inner or None):
+            for key in [k for k in known if k.startswith("inner.")]:
+                del known[key]
+            known |= {f"inner.{k}": v for k, v in record.state.items()}
+            if isinstance(record.result, PosteriorSamples):
+                known[f"samples.{name}"] = record.result.samples
+                known["passes"] = int(known.get("passes", 0)) + record.result.network_passes
+            fraction = 0.1 + 0.85 * (before + weight[i] / sum(weight) * record.fraction)
+            yield Progress(
+                f"sampling {name}", record.step, record.steps, fraction, record.metrics, dict(known)
+            )
+
+
+def _result(
+    task: _Task, known: dict[str, Any], *, gain: float, radius_A: float, images: int
+) -> PriorReconstruction:
+    """Maps in volts and what is to be told of them."""
+    grid, halves, scale, cutoff = task.grid, task.halves, task.prior.shape.density_scale, task.cutoff_A
+    voxel = grid.voxel_size_A
+    samples = cut(known["samples.all"], cutoff, voxel)
+    whole = [known[f"samples.half {i}"].mean(0) for i in (1, 2)]
+    first, second = (cut(v, cutoff, voxel) for v in whole)
+    without, alone = _without_prior(task, cutoff)
+    spread = samples.std(0) if len(samples) > 1 else torch.full_like(samples[0], math.nan)
+    how = replace(MAPS, seed=task.sampling.seed)
+    made = sample_maps(
+        task.prior, count=1, voxel_size_A=voxel, resolution_A=grid.resolution_A, box=grid.box, settings=how
+    )[0]
+    told = disagreement(samples.mean(0), torch.nan_to_num(spread, nan=0.0), without)
+    return PriorReconstruction(
+        grid=grid,
+        gain=gain,
+        gain_of_posterior=float(halves.both.gain(samples.mean(0))),
+        samples=samples * scale,
+        spread=spread * scale,
+        data_only=without.map * scale,
+        prior_only=cut(made.values, cutoff, voxel),
+        disagreement=told,
+        halves=(first * scale, second * scale),
+        data_halves=(alone[0].map * scale, alone[1].map * scale),
+        data_curve=data_correlation(halves.first, halves.second),
+        posterior_curve=fourier_shell_correlation(Volume(whole[0], voxel), Volume(whole[1], voxel)),
+        chi_square=_held_out(halves, (first, second), alone),
+        numbers=halves.both.count,
+        images=images,
+        cutoff_A=cutoff,
+        radius_A=radius_A,
+        network_passes=int(known["passes"]),
+    )
+
+
+def _without_prior(task: _Task, cutoff_A: float | None) -> tuple[DataOnly, tuple[DataOnly, DataOnly]]:
+    found = [
+        data_only(data, task.prior.spectrum, resolution_A=task.grid.resolution_A, cutoff_A=cutoff_A)
+        for data in (task.halves.both, task.halves.first, task.halves.second)
+    ]
+    return found[0], (found[1], found[2])
+
+
+def _held_out(
+    halves: Halves, posterior: tuple[Tensor, Tensor], alone: tuple[DataOnly, DataOnly]
+) -> dict[str, float]:
+    """Misfit of each half's images to maps made from the other half, per number compared."""
+    count = halves.first.count + halves.second.count
+
+    def misfit(of_first: Tensor, of_second: Tensor) -> float:
+        return float(halves.second.chi_square(of_first) + halves.first.chi_square(of_second)) / count
+
+    empty = torch.zeros_like(posterior[0])
+    return {
+        "empty": misfit(empty, empty),
+        "data only": misfit(alone[0].map, alone[1].map),
+        "posterior": misfit(*posterior),
+    }
+
+
+def _packed(name: str, data: TwoVolumes) -> dict[str, Any]:
+    return {
+        f"{name}.back": data.back_projection,
+        f"{name}.weight": data.weight,
+        f"{name}.spread": data.point_spread,
+        f"{name}.energy": data.energy,
+        f"{name}.count": data.count,
+    }
+
+
+def _unpacked(name: str, known: dict[str, Any], grid: PriorGrid) -> TwoVolumes:
+    back, weight, spread, energy, count = (
+        known[f"{name}.{k}"] for k in ("back", "weight", "spread", "energy", "count")
+    )
+    return TwoVolumes(back, weight, spread, energy, count, grid.voxel_size_A)
