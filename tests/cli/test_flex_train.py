@@ -85,6 +85,28 @@ def test_gaussians_and_a_map_are_starts(shell, particles, trained, simulated, tm
     assert not (tmp_path / "b").exists()
 
 
+def test_half_sets_share_no_particle_and_are_compared(shell, particles, simulated, tmp_path):
+    run = ("flex", "train", particles / "particles.star", "-o", tmp_path / "run", "--half-sets", *TINY)
+    code, _, told = shell(*run)
+    assert code == 0
+    assert "agree (FSC 0.143)" in told
+    names = [
+        set(read_particles(tmp_path / "run" / half / "particles.star", images="absent").ids)
+        for half in ("half1", "half2")
+    ]
+    assert not names[0] & names[1]
+    assert len(names[0] | names[1]) == 96
+    table = (tmp_path / "run" / "half_sets.csv").read_text()
+    (tmp_path / "run" / "half_sets.csv").unlink()
+    assert shell(*run, "--resume")[0] == 0
+    assert (tmp_path / "run" / "half_sets.csv").read_text() == table
+    shared = (*run[:3], "-o", tmp_path / "s", "--half-sets", "--map", simulated / "truth.mrc", *TINY)
+    code, _, err = shell(*shared)
+    assert code == 2
+    assert "each half makes its own" in err
+    assert not (tmp_path / "s").exists()
+
+
 def test_particles_without_poses_are_refused_and_leave_nothing(shell, simulated, tmp_path):
     code, _, err = shell("flex", "train", simulated / "particles.star", "-o", tmp_path / "run", *TINY)
     assert code == 2

@@ -35,6 +35,9 @@ class Settings:
     """Map to fit Gaussians to, in any grey scale; without it one is made of the particles."""
     gaussians: Annotated[Path | None, tyro.conf.arg(metavar="G")] = None
     """Gaussians to begin with: a .safetensors, or GaussianEM's .ply beside its cfg.json."""
+    half_sets: bool = False
+    """Train on each half of the particles too, and say to what resolution the two agree on each conformation; twice the
+    time. Poses stay common to both."""
     resume: bool = False
     """Go on with the run in DIR, with its settings, after any kind of stop."""
     ctf: bool = True
@@ -48,10 +51,11 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Run, or go on with, a training."""
-    from cryorbit.cli.run_folder import already_finished, open_run
-    from cryorbit.inference.flex_start import train_flex
+    from cryorbit.cli.flex_halves import TABLE, refuse_shared_start, train_halves
+    from cryorbit.cli.run_folder import already_finished
 
-    if settings.resume and already_finished(settings.out):
+    finished = settings.resume and already_finished(settings.out)
+    if finished and (not settings.half_sets or (settings.out / TABLE).exists()):
         return 0
     if settings.particles is None:
         raise BadInput("no particles given. Name a .star, .cs, .mrcs or .txt file or a job folder.")
@@ -59,6 +63,8 @@ def run(settings: Settings) -> int:
         raise BadInput(
             "both --map and --gaussians given. Give one of them: either says where Gaussians begin."
         )
+    if settings.half_sets:
+        refuse_shared_start(settings)
     settings = replace(
         settings,
         particles=absolute(settings.particles),
@@ -68,6 +74,20 @@ def run(settings: Settings) -> int:
     )
     prepare(ComputeOptions(device="cpu", threads=settings.inference.threads or None))
     stack, gaussians, volume = usable_input(settings)
+    if not finished:
+        train(settings, stack, gaussians, volume)
+    if settings.half_sets:
+        train_halves(settings, stack)
+    return 0
+
+
+def train(
+    settings: Settings, stack: ParticleStack, gaussians: Gaussians | None, volume: Volume | None
+) -> None:
+    """Run, or go on with, one training in its folder."""
+    from cryorbit.cli.run_folder import open_run
+    from cryorbit.inference.flex_start import train_flex
+
     folder = open_run(
         settings.out,
         verb="flex train",
@@ -84,7 +104,6 @@ def run(settings: Settings) -> int:
     except CryorbitError:
         folder.abandon(OUTPUTS)
         raise
-    return 0
 
 
 def usable_input(settings: Settings) -> tuple[ParticleStack, Gaussians | None, Volume | None]:
