@@ -1,0 +1,157 @@
+"""Methods of the prior benchmark: chance, maps without a learned prior, and samplers of the posterior."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryorbit.benchmarks.prior_proteins import FIRST_SEED, MapGrid, Protein
+from cryorbit.benchmarks.prior_views import Views
+from cryorbit.data import Atoms
+from cryorbit.errors import BadInput
+from cryorbit.geometry.rotations import random_rotations
+from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
+from cryorbit.inference.posterior_baselines import BASELINES, Tuned, by_held_out, oracle_tuned
+from cryorbit.inference.posterior_data import TwoVolumes
+from cryorbit.inference.posterior_methods import METHODS
+from cryorbit.models.volume_prior import VolumePrior
+from cryorbit.physics.procedural_protein import procedural_protein
+
+OTHER, RADIAL = "chance, another protein", "chance, mean radial map"
+CHANCE = (OTHER, RADIAL)
+ORACLE = ", oracle-tuned"
+NO_PRIOR = (*BASELINES, *(name + ORACLE for name in BASELINES))
+OURS = ("diffpir", "diffpir-draw")
+MORE = ("split-gibbs", "pigdm", "dps", "dps-fixed-step")
+SAMPLERS = (*OURS, *MORE)
+STRENGTHS = tuple(10.0**i for i in range(-4, 1))
+"""Tried of each map without a learned prior, then half a decade to either side of the best."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a method gave: its map in volts, its samples if it has any, and what it cost."""
+
+    map: Float[Tensor, "n n n"]
+    samples: Float[Tensor, "s n n n"] | None
+    seconds: float
+    network_passes: int
+    about: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerPlan:
+    """How many maps samplers draw and in how many steps. The defaults were chosen on procedural proteins, see the page."""
+
+    samples: int = 8
+    """Maps each sampler draws; their mean is scored, their spread is the interval."""
+    steps: int = 30
+    """Levels of noise. DPS takes ten times as many: its paper takes a thousand."""
+
+    def settings(self, method: str, seed: int) -> PosteriorSettings:
+        """Of one sampler."""
+        slow = method.startswith("dps")
+        return PosteriorSettings(
+            samples=2 if slow else self.samples, steps=self.steps * (10 if slow else 1), seed=seed
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Unguided:
+    """Maps without a learned prior from one set of views; a strength solved once is kept for all rules."""
+
+    views: Views
+    truth: Float[Tensor, "n n n"]
+    _known: dict[tuple[str, int, float], Tensor] = field(default_factory=dict)
+
+    def tuned(self, name: str) -> Tuned:
+        """A baseline by held-out images, or by the truth where the name says so."""
+        solver = self._solver(name.removesuffix(ORACLE))
+        if name.endswith(ORACLE):
+            return oracle_tuned(solver, self.views.whole, self.truth, strengths=STRENGTHS)
+        return by_held_out(solver, self.views.folds, self.views.whole, strengths=STRENGTHS)
+
+    def _solver(self, name: str) -> Callable[[TwoVolumes, float], Tensor]:
+        def solve(data: TwoVolumes, strength: float) -> Tensor:
+            # Only the whole is solved by more than one rule.
+            if data is not self.views.whole:
+                return BASELINES[name](data, strength)
+            key = (name, id(data), float(f"{strength:.4g}"))
+            if key not in self._known:
+                self._known[key] = BASELINES[name](data, strength)
+            return self._known[key]
+
+        return solve
+
+    def outcome(self, name: str) -> Outcome:
+        """The map, timed."""
+        start = time.monotonic()
+        tuned = self.tuned(name)
+        return Outcome(
+            tuned.map, None, time.monotonic() - start, 0, {"strength": tuned.strength, "rule": tuned.rule}
+        )
+
+
+def sampled(
+    prior: VolumePrior, data: TwoVolumes, grid: MapGrid, method: str, settings: PosteriorSettings
+) -> Outcome:
+    """Maps of the posterior in volts, and their mean.
+
+    Raises
+    ------
+    BadInput
+        If there is no such method.
+    """
+    if method not in METHODS:
+        raise BadInput(f"--method {method}: no such sampler. Choose from {', '.join(METHODS)}.")
+    start = time.monotonic()
+    scale = prior.shape.density_scale
+    denoiser = prior.denoiser(voxel_size=grid.voxel_size_A, resolution=grid.resolution_A)
+    run = sample_posterior(denoiser, data.scaled(scale), METHODS[method](), settings)
+    result = deque(run, maxlen=1)[0].result
+    if not isinstance(result, PosteriorSamples):
+        raise BadInput(f"{method}: the run ended without maps.")
+    maps = result.samples * scale
+    about: dict[str, float | str] = {"steps": settings.steps, "samples": settings.samples}
+    return Outcome(maps.mean(0), maps, time.monotonic() - start, result.network_passes, about)
+
+
+def chance_map(method: str, protein: Protein, others: Sequence[Protein], grid: MapGrid) -> Outcome:
+    """What knows nothing of the images: the protein nearest in size, or the radial mean of proteins of this size."""
+    start = time.monotonic()
+    if method == OTHER:
+        other = min(
+            (o for o in others if o.name != protein.name),
+            key=lambda o: abs(o.residues - protein.residues),
+            default=None,
+        )
+        if other is None:
+            other = replace(protein, name="procedural", atoms=_stand_in(protein.residues, 0))
+        return Outcome(grid.map_of(other.atoms), None, time.monotonic() - start, 0, {"what": other.name})
+    return Outcome(radial_map(protein.residues, grid), None, time.monotonic() - start, 0)
+
+
+def radial_map(residues: int, grid: MapGrid, *, count: int = 6) -> Float[Tensor, "n n n"]:
+    """Mean over directions of the maps of some procedural proteins of this length."""
+    turns = random_rotations(count, generator=torch.Generator().manual_seed(0))
+    maps = [grid.map_of(_stand_in(residues, i), turn) for i, turn in enumerate(turns)]
+    return radial_mean(torch.stack(maps).mean(0))
+
+
+def radial_mean(values: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
+    """Each voxel replaced by the mean over the voxels of its distance from the middle, to half a voxel."""
+    n = values.shape[0]
+    axis = torch.arange(n) - n // 2
+    radius = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2).sqrt().round().long().flatten()
+    total = torch.zeros(int(radius.max()) + 1).index_add_(0, radius, values.flatten())
+    return (total / torch.bincount(radius))[radius].view_as(values)
+
+
+def _stand_in(residues: int, number: int) -> Atoms:
+    return procedural_protein(min(max(residues, 20), 400), FIRST_SEED + 1000 + number)

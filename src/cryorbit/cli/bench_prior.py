@@ -1,0 +1,130 @@
+"""`cryorbit bench prior`: what a learned prior adds to maps, beside chance and maps without one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from cryorbit.benchmarks.prior import (
+    Bench,
+    run_cost,
+    run_halves,
+    run_maps,
+    run_poses,
+    run_units,
+    tables,
+    verdict,
+)
+from cryorbit.benchmarks.prior_cost import CostTask
+from cryorbit.benchmarks.prior_halves import HalvesTask
+from cryorbit.benchmarks.prior_maps import KEY, MapTask
+from cryorbit.benchmarks.prior_methods import SamplerPlan
+from cryorbit.benchmarks.prior_poses import PosesTask
+from cryorbit.benchmarks.prior_proteins import MapGrid, benchmark_proteins
+from cryorbit.benchmarks.prior_units import UnitsTask
+from cryorbit.benchmarks.score import ScoreFile
+from cryorbit.cli.config import Flat
+from cryorbit.cli.options import ConfigOptions, cores, set_threads
+from cryorbit.cli.prior_files import PriorFile, load_volume_prior
+from cryorbit.cli.progress import say
+from cryorbit.errors import BadInput
+
+Task = Literal["maps", "halves", "poses", "cost", "units"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Score maps made with a learned prior beside chance and the best that can be had without one.
+
+    Rows that are in the file are not run again. Exit code 1 where a bar is missed.
+    """
+
+    json: Annotated[Path, tyro.conf.arg(metavar="OUT.json")]
+    """File of the rows; a benchmark that was stopped goes on with it."""
+    prior: PriorFile = None
+    structures: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of structure files that --proteins are taken from; procedural proteins unless given."""
+    proteins: tuple[str, ...] = ()
+    """Entries in the folder, 101m, 6lyz and eight more unless given; without a folder numbers of residues."""
+    task: tuple[Task, ...] = ("maps",)
+    """maps: few views with known poses. halves: two half maps denoised. poses: the prior in the loop of unknown poses. cost:
+    seconds with few and many images. units: guidance of a prior of chains, in angstrom."""
+    chain_prior: Annotated[Path | None, tyro.conf.arg(metavar="PRIOR")] = None
+    """Prior of chains for the task units; a small one is trained on the spot unless given."""
+    method: tuple[str, ...] = ()
+    """Methods of the task maps; all unless given."""
+    maps: Annotated[MapTask, Flat] = field(default_factory=MapTask)
+    halves: Annotated[HalvesTask, Flat] = field(default_factory=HalvesTask)
+    poses: Annotated[PosesTask, Flat] = field(default_factory=PosesTask)
+    cost: Annotated[CostTask, Flat] = field(default_factory=CostTask)
+    units: Annotated[UnitsTask, Flat] = field(default_factory=UnitsTask)
+    plan: Annotated[SamplerPlan, Flat] = field(default_factory=SamplerPlan)
+    max_minutes: float = 120.0
+    """Nothing new is begun after this time; run again to go on."""
+    jobs: int | None = None
+    """Cells at a time, one thread each; all cores unless given."""
+    configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
+
+
+def run(settings: Settings) -> int:
+    """Run what is not in the file yet and print the tables; exit code 1 if a bar is missed."""
+    if settings.max_minutes <= 0:
+        raise BadInput(f"--max-minutes {settings.max_minutes:g}: wanted some time.")
+    set_threads(1)
+    proteins = benchmark_proteins(settings.structures, settings.proteins, seen=trained_on(settings.prior))
+    bench = Bench(
+        load_volume_prior(settings.prior),
+        proteins,
+        MapGrid(),
+        settings.plan,
+        ScoreFile(settings.json, key=KEY),
+        say,
+        settings.jobs or cores(),
+        time.monotonic() + 60 * settings.max_minutes,
+    )
+    name = run_tasks(bench, settings)
+    print(tables(bench.scores.rows))
+    bars = verdict(bench.scores.rows, bench.name, name)
+    print("\n".join(["", *bars]))
+    return 1 if any(text.startswith("MISS") for text in bars) else 0
+
+
+def run_tasks(bench: Bench, settings: Settings) -> str:
+    """The tasks asked for; the fingerprint of the prior of chains, if that task was."""
+    from cryorbit.cli.prior_files import load_prior
+    from cryorbit.models.point_prior import PointPrior
+
+    chains = None if settings.chain_prior is None else load_prior(settings.chain_prior)
+    if chains is not None and not isinstance(chains, PointPrior):
+        raise BadInput(f"--chain-prior {settings.chain_prior}: a prior of maps. Give one of --kind points.")
+    if "maps" in settings.task:
+        run_maps(bench, settings.maps, settings.method)
+    if "halves" in settings.task:
+        run_halves(bench, settings.halves)
+    if "poses" in settings.task:
+        run_poses(bench, settings.poses)
+    if "cost" in settings.task:
+        run_cost(bench, settings.cost)
+    return run_units(bench, settings.units, chains) if "units" in settings.task else ""
+
+
+def trained_on(prior: Path | None) -> list[str]:
+    """Names of the structures that a prior of one's own was trained on or chosen by; the shipped one has seen none.
+
+    Raises
+    ------
+    BadFile
+        If the file is no prior.
+    """
+    from cryorbit.cli.prior_files import PRIOR
+    from cryorbit.io.checkpoint import load_state
+
+    if prior is None:
+        return []
+    _, meta = load_state(prior / PRIOR if prior.is_dir() else prior)
+    seen = meta.get("about", {}).get("structures", {})
+    return [*seen.get("train", []), *seen.get("validation", [])]

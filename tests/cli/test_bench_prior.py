@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from cryorbit.io.weights import save_weights
+from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """An untrained prior's file, whose card says it was trained on one entry."""
+    prior = VolumePrior(
+        VolumePriorShape(channels=(4, 8), voxel_size_A=(2.5, 4.0), resolution_A=(6.0, 12.0)),
+        generator=torch.Generator().manual_seed(0),
+    )
+    path = tmp_path / "prior.safetensors"
+    save_weights(path, prior.tensors(), prior.card(), about={"structures": {"train": ["1abc_A"]}})
+    return path
+
+
+def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path, tiny):
+    """Chance and an untrained prior of a made-up protein; a second call adds nothing."""
+    line = ["bench", "prior", "--json", tmp_path / "o.json", "--prior", tiny, "--proteins", 40, "--views", 3]
+    line += ["--snr", 0.1, "--seeds", 1, "--samples", 3, "--steps", 2, "--jobs", 1]
+    line += ["--method", "chance, another protein", "diffpir-draw"]
+    for _ in range(2):
+        code, out, _ = shell(*line)
+        assert code == 1
+        assert "MISS" in out
+        assert "EquiCryo 0.85" in out
+        rows = json.loads((tmp_path / "o.json").read_text())
+        assert [row["method"] for row in rows] == [
+            "chance, mean radial map",
+            "back-projection",
+            "diffpir-draw",
+        ]
+
+
+def test_bench_prior_refuses_a_name_that_is_no_length(shell, tmp_path, tiny):
+    code, _, error = shell(
+        "bench", "prior", "--json", tmp_path / "o.json", "--prior", tiny, "--proteins", "6lyz"
+    )
+    assert code == 2
+    assert "--structures" in error
+    assert not (tmp_path / "o.json").exists()
