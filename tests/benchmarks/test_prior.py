@@ -123,7 +123,9 @@ def test_rows_of_a_sampler_are_those_of_its_prior(protein, prior):
     """The row has every field that issue and table name; another prior's row is another row."""
     cell = MapCell(protein, [protein], GRID, 3, 1.0, 0)
     plan = SamplerPlan(samples=3, steps=2)
-    row = cell.row("diffpir-draw", cell.run("diffpir-draw", prior, plan), fingerprint(prior))
+    row = cell.row(
+        "diffpir-spectrum-draw", cell.run("diffpir-spectrum-draw", prior, plan), fingerprint(prior)
+    )
     wanted = "protein views snr method seed pearson fsc_area coverage90 seconds network_passes"
     assert set(wanted.split()) <= set(row)
     assert (row["network_passes"], row["prior"]) == (2, fingerprint(prior))
@@ -156,7 +158,7 @@ def test_the_bar_is_the_best_map_without_a_prior(ours, met):
 
 @pytest.mark.parametrize(("coverage", "met"), [(0.9, True), (0.8, False), (0.97, False)])
 def test_coverage_is_judged_on_both_sides(coverage, met):
-    (line,) = map_verdict([row_of("diffpir-draw", 0.9, coverage90=coverage)], "x")
+    (line,) = map_verdict([row_of("diffpir-spectrum-draw", 0.9, coverage90=coverage)], "x")
     assert line.startswith("met " if met else "MISS")
 
 

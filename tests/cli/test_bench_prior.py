@@ -25,7 +25,7 @@ def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path,
     """Chance and an untrained prior of a made-up protein; a second call adds nothing."""
     line = ["bench", "prior", "--json", tmp_path / "o.json", "--prior", tiny, "--proteins", 40, "--views", 3]
     line += ["--snr", 0.1, "--seeds", 1, "--samples", 3, "--steps", 2, "--jobs", 1]
-    line += ["--method", "chance, another protein", "diffpir-draw"]
+    line += ["--method", "chance, another protein", "diffpir-spectrum-draw"]
     for _ in range(2):
         code, out, _ = shell(*line)
         assert code == 1
@@ -33,9 +33,8 @@ def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path,
         assert "EquiCryo 0.85" in out
         rows = json.loads((tmp_path / "o.json").read_text())
         assert [row["method"] for row in rows] == [
-            "chance, mean radial map",
-            "back-projection",
-            "diffpir-draw",
+            "chance, another protein",
+            "diffpir-spectrum-draw",
         ]
 
 

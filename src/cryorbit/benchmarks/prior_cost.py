@@ -23,7 +23,7 @@ from cryorbit.physics.stack_plan import SimulationSettings
 Row = dict[str, Any]
 
 TASK = "cost"
-METHOD = "diffpir"
+METHOD = "diffpir-spectrum"
 RATIO_BAR = 1.5
 """Seconds per step with the most images over those with the fewest: solves differ in length, machines in load."""
 
@@ -98,10 +98,10 @@ def cost_table(rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     lines = [
-        f"{'cost':10s} {'images':>7s} {'adding up':>10s} {'steps':>6s} {'passes':>7s} {'seconds':>8s} {'per step':>9s}"
+        f"{'cost':18s} {'images':>7s} {'adding up':>10s} {'steps':>6s} {'passes':>7s} {'seconds':>8s} {'per step':>9s}"
     ]
     lines += [
-        f"{r['method']:10s} {r['views']:7d} {r['seconds_adding_up']:8.1f} s {r['steps']:6d} {r['network_passes']:7d} "
+        f"{r['method']:18s} {r['views']:7d} {r['seconds_adding_up']:8.1f} s {r['steps']:6d} {r['network_passes']:7d} "
         f"{r['seconds']:8.1f} {r['seconds_per_step']:7.3f} s"
         for r in rows
     ]

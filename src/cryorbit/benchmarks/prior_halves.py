@@ -28,7 +28,7 @@ from cryorbit.physics.stack_plan import SimulationSettings
 Row = dict[str, Any]
 
 TASK = "halves"
-MEAN, TV, OURS = "mean of the half maps", "tv" + ORACLE, "diffpir"
+MEAN, TV, OURS = "mean of the half maps", "tv" + ORACLE, "diffpir-spectrum"
 GOOD_AREA = 0.45
 """FSC area of the mean of the half maps from which on data are good: perfect is 0.5."""
 LOSS = 0.002

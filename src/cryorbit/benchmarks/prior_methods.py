@@ -19,7 +19,8 @@ from cryorbit.geometry.rotations import random_rotations
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
 from cryorbit.inference.posterior_baselines import BASELINES, Tuned, by_held_out, oracle_tuned
 from cryorbit.inference.posterior_data import TwoVolumes
-from cryorbit.inference.posterior_methods import METHODS
+from cryorbit.inference.posterior_methods import METHODS, Method
+from cryorbit.inference.posterior_spectrum import SpectralDiffPIR
 from cryorbit.models.volume_prior import VolumePrior
 from cryorbit.physics.procedural_protein import procedural_protein
 
@@ -27,7 +28,9 @@ OTHER, RADIAL = "chance, another protein", "chance, mean radial map"
 CHANCE = (OTHER, RADIAL)
 ORACLE = ", oracle-tuned"
 NO_PRIOR = (*BASELINES, *(name + ORACLE for name in BASELINES))
-OURS = ("diffpir", "diffpir-draw")
+SPECTRAL = ("diffpir-spectrum", "diffpir-spectrum-draw")
+"""DiffPIR whose weight of the prior follows its mean spectrum (`inference.posterior_spectrum`)."""
+OURS = (*SPECTRAL, "diffpir", "diffpir-draw")
 MORE = ("split-gibbs", "pigdm", "dps", "dps-fixed-step")
 SAMPLERS = (*OURS, *MORE)
 STRENGTHS = tuple(10.0**i for i in range(-4, 1))
@@ -108,18 +111,33 @@ def sampled(
     BadInput
         If there is no such method.
     """
-    if method not in METHODS:
-        raise BadInput(f"--method {method}: no such sampler. Choose from {', '.join(METHODS)}.")
     start = time.monotonic()
     scale = prior.shape.density_scale
     denoiser = prior.denoiser(voxel_size=grid.voxel_size_A, resolution=grid.resolution_A)
-    run = sample_posterior(denoiser, data.scaled(scale), METHODS[method](), settings)
+    run = sample_posterior(denoiser, data.scaled(scale), method_of(method, prior, grid), settings)
     result = deque(run, maxlen=1)[0].result
     if not isinstance(result, PosteriorSamples):
         raise BadInput(f"{method}: the run ended without maps.")
     maps = result.samples * scale
     about: dict[str, float | str] = {"steps": settings.steps, "samples": settings.samples}
     return Outcome(maps.mean(0), maps, time.monotonic() - start, result.network_passes, about)
+
+
+def method_of(name: str, prior: VolumePrior, grid: MapGrid) -> Method:
+    """A sampler by its name.
+
+    Raises
+    ------
+    BadInput
+        If there is none.
+    """
+    if name in SPECTRAL:
+        size, limit = torch.tensor([grid.voxel_size_A]), torch.tensor([[grid.resolution_A]])
+        power = prior.spectrum.variance(grid.box, size, limit)[0]
+        return SpectralDiffPIR(power=power, correction="draw" if name.endswith("draw") else "mean")
+    if name not in METHODS:
+        raise BadInput(f"--method {name}: no such sampler. Choose from {', '.join((*SPECTRAL, *METHODS))}.")
+    return METHODS[name]()
 
 
 def chance_map(method: str, protein: Protein, others: Sequence[Protein], grid: MapGrid) -> Outcome:

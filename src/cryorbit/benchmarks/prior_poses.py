@@ -17,6 +17,7 @@ from cryorbit.analysis.align import refine_alignment
 from cryorbit.analysis.fsc_area import fsc_area
 from cryorbit.analysis.map_scores import pearson
 from cryorbit.analysis.pose_error import PoseErrors, pose_errors
+from cryorbit.benchmarks.prior_methods import method_of
 from cryorbit.benchmarks.prior_proteins import MapGrid, Protein
 from cryorbit.benchmarks.prior_table import bar
 from cryorbit.data import ParticleStack, Pose, Volume
@@ -28,7 +29,6 @@ from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.observations import Observations, crop_images, observe
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
 from cryorbit.inference.posterior_data import TwoVolumes
-from cryorbit.inference.posterior_methods import DiffPIR
 from cryorbit.inference.prior_maps import data_only
 from cryorbit.inference.ring_em import Level, level_for, make_view, poses_of, ring_data
 from cryorbit.inference.search import image_matrix, score
@@ -187,7 +187,8 @@ class PoseLoop:
             return self.likelihood(self.draw_poses(clean.mean((0, 1)) * self.prior.shape.density_scale))
 
         denoiser = self.prior.denoiser(voxel_size=self.grid.voxel_size_A, resolution=self.grid.resolution_A)
-        run = sample_posterior(denoiser, self.likelihood(pose), DiffPIR(), settings, refresh=refresh)
+        method = method_of("diffpir-spectrum", self.prior, self.grid)
+        run = sample_posterior(denoiser, self.likelihood(pose), method, settings, refresh=refresh)
         found = _result(run, PosteriorSamples)
         return found.mean() * self.prior.shape.density_scale, found.network_passes
 

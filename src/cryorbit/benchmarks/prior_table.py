@@ -16,7 +16,7 @@ GAIN_BAR = 0.05
 """Pearson correlation above the best map without a learned prior, at the fewest views."""
 COVERAGE_BAR = (0.85, 0.95)
 """Share of the protein's voxels whose truth a 90 % interval should hold."""
-CALIBRATED = ("diffpir-draw", "split-gibbs")
+CALIBRATED = ("diffpir-spectrum-draw", "split-gibbs")
 """Samplers whose spread is meant to be the posterior's; the others' is printed, not judged."""
 FEW, MANY = 3, 30
 
