@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,20 +43,20 @@ class DensityScores:
 
 
 def score_density(volume: Volume) -> DensityScores:
-    """All scores of one map.
+    """All scores of one map; sizes are NaN where its density sums to nothing.
 
     Raises
     ------
     BadInput
-        If the map has no density.
+        If the map is constant.
     """
     values = volume.values.double().cpu()
     total = float(values.sum())
     power = float(values.square().sum())
-    if not total > 0:
-        raise BadInput("score_density: the map's density sums to nothing. Give one with light protein.")
+    if float(values.std()) == 0:
+        raise BadInput("score_density: the map is constant. Give one with density in it.")
     residues = total * volume.pixel_size_A**3 / RESIDUE_V_A3
-    rg = radius_of_gyration_A(volume)
+    rg = radius_of_gyration_A(volume) if total > 0 else math.nan
     solid = values > density_level(values)
     labels, count = ndimage.label(solid.numpy())  # pyright: ignore[reportGeneralTypeIssues]
     sizes = torch.bincount(torch.from_numpy(labels).flatten().long(), minlength=count + 1)[1:]

@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "refine": ("refine", "poses and half maps to the resolution the images hold, from poses or from a map"),
     "poses": ("poses_train", "known specimen: train a network on its map, predict poses of new particles"),
     "flex": ("flex_train", "molecules that move or come and go, as 3D Gaussians: fit, train, analyze"),
+    "prior": ("prior_train", "a learned prior of structure: train, sample, reconstruct with it, denoise"),
     "reconstruct": ("reconstruct", "half maps and FSC from particles whose poses are known"),
     "postprocess": ("postprocess", "half maps to a sharpened map: mask, corrected FSC, local resolution"),
     "fsc": ("fsc", "Fourier shell correlation of two maps"),
@@ -33,7 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "relion-external": ("relion_external", "a verb as a job of RELION's type External"),
     "report": ("report", "write report.html anew from the files of a run"),
     "doctor": ("doctor", "versions, devices, threads, memory and disk of this installation"),
-    "bench": ("bench", "score runs on simulated stacks, beside chance, oracle and peers; also `bench flex`"),
+    "bench": ("bench", "score runs on simulated stacks, beside chance, oracle and peers; also `bench flex`, `bench prior`"),
 }
 """Verb -> (module in this folder, one line for the help)."""
 
@@ -50,6 +51,12 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
             "what a run found: groups, maps along axes and paths, motions, film, report",
         ),
         "reconstruct": ("flex_reconstruct", "one sharper map of all images, the motion taken out"),
+    },
+    "prior": {
+        "train": ("prior_train", "learn maps or chains from procedural proteins and a folder of structures"),
+        "sample": ("prior_sample", "draw maps (.mrc) or chains (.pdb) of no protein in particular, with scores"),
+        "reconstruct": ("prior_reconstruct", "posterior maps of particles with poses, their spread, a report"),
+        "denoise": ("prior_denoise", "two half maps to the posterior mean and its spread"),
     },
     "particles": {
         "expand": ("particles_expand", "one row per symmetric copy of each particle"),
@@ -70,7 +77,7 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Verbs of two words: the second one -> (module in this folder, one line for the help)."""
 
-OWN_SETTINGS: dict[str, str] = {"bench flex": "bench_flex"}
+OWN_SETTINGS: dict[str, str] = {"bench flex": "bench_flex", "bench prior": "bench_prior"}
 """Second words that have options of their own, of verbs that read them as an argument -> module in this folder."""
 
 OWN_ARGUMENTS = ("relion-external",)

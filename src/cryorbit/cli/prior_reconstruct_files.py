@@ -32,8 +32,6 @@ OUTPUTS = (*MAPS, FSC, FSC_POSTERIOR, REPORT)
 
 def write_reconstruction(folder: RunFolder, result: PriorReconstruction, settings: Settings) -> None:
     """Maps, samples, curves, numbers and report of a finished run."""
-    import torch
-
     from cryorbit.cli.config import flatten
     from cryorbit.cli.progress import say
     from cryorbit.cli.report import versions
@@ -43,8 +41,8 @@ def write_reconstruction(folder: RunFolder, result: PriorReconstruction, setting
 
     path = folder.path
     values = (
-        result.samples.mean(0),
-        torch.nan_to_num(result.spread, nan=0.0),
+        result.mean,
+        result.spread,
         result.data_only,
         result.prior_only,
         result.disagreement,
@@ -70,6 +68,7 @@ def write_reconstruction(folder: RunFolder, result: PriorReconstruction, setting
         prior_resolution_A=result.grid.resolution_A,
         gain=result.gain,
         gain_of_posterior=result.gain_of_posterior,
+        prior_error=result.prior_error,
         chi_square=result.chi_square,
         strong_disagreement=strong_share(result),
         network_passes=result.network_passes,

@@ -29,8 +29,8 @@ def _of_maps() -> PriorSettings:
     )
 
 
-_SHIPPED: dict[str, Any] = flatten(PriorRecipe()) | flatten(_of_maps())
-_CHAINS: dict[str, Any] = flatten(PriorSettings()) | {"kind": "points", "batch": 16, "lengths": (40, 128)}
+_SHIPPED: dict[str, Any] = vars(PriorRecipe()) | vars(_of_maps())
+_CHAINS: dict[str, Any] = vars(PriorSettings()) | {"kind": "points", "batch": 16, "lengths": (40, 128)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,6 @@ from cryorbit.physics.procedural_protein import procedural_protein
 
 HELD_BACK = 500_000
 """First seed of procedural proteins that are not trained on; benchmarks count theirs from a million."""
-_MEASURED = 32
-"""Batches that the scale and the spectrum of maps are measured on."""
 LEVELS = (0.1, 0.3, 1.0, 3.0)
 """Of noise, in spreads of the data, that validation looks at."""
 _LONGEST_PROCEDURAL = 400
@@ -53,6 +51,8 @@ class PriorRecipe:
     """Further proteins that the loss is validated on."""
     batch: int = 4
     """Structures per step."""
+    measured_batches: int = 32
+    """Batches that the scale and the spectrum of maps are measured on."""
     box: int = 32
     """Edge of the maps, voxels."""
     voxel_size_A: tuple[float, float] = (2.5, 4.0)
@@ -70,7 +70,10 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         low, high = self.lengths
-        if not 20 <= low <= high <= _LONGEST_PROCEDURAL or min(self.proteins, self.held_back) < 0:
+        if (
+            not 20 <= low <= high <= _LONGEST_PROCEDURAL
+            or min(self.proteins, self.held_back, self.measured_batches - 1) < 0
+        ):
             raise BadInput(
                 f"--lengths {low} {high}, --proteins {self.proteins}: wanted 20 <= shortest <= longest <= "
                 f"{_LONGEST_PROCEDURAL} residues, and no negative numbers."
@@ -173,8 +176,8 @@ def _task(
             "larger --box or larger voxels."
         )
     source = DensitySource(atoms, drawn, batch=recipe.batch)
-    scale = root_mean_square(source, batches=_MEASURED)
-    spectrum = map_spectrum(source, density_scale=scale, batches=_MEASURED)
+    scale = root_mean_square(source, batches=recipe.measured_batches)
+    spectrum = map_spectrum(source, density_scale=scale, batches=recipe.measured_batches)
     shape = VolumePriorShape(
         channels=recipe.channels,
         box=recipe.box,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,12 +13,15 @@ from torch import Tensor
 from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
 from cryorbit.data import ParticleStack, Volume
 from cryorbit.errors import BadInput
+from cryorbit.fourier.resample import box_pad
 from cryorbit.inference.collapse import data_correlation
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.observations import Contrast, contrast_of, observe
+from cryorbit.inference.patched_denoiser import PatchedDenoiser
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
 from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.inference.posterior_methods import METHODS
+from cryorbit.inference.prior_error import TRIED, ErrorModel, held_out_size
 from cryorbit.inference.prior_gain import fit_gain
 from cryorbit.inference.prior_images import (
     Halves,
@@ -50,12 +52,18 @@ class PriorReconstructionSettings:
     """Low pass of the prior's maps; the finest that prior and voxels allow unless given."""
     gain: float | None = None
     """Grey value per volt of the images; fitted unless given. 1 for images simulated from potentials in volts."""
+    prior_error: float | None = None
+    """How far the prior's maps may be wrong inside the molecule, in standard deviations of its maps; chosen on held-out
+    images unless given. 0 believes the prior."""
     half_samples: int = 4
     """Samples for each half of the images."""
 
     def __post_init__(self) -> None:
-        if self.half_samples < 1 or (self.gain is not None and not self.gain > 0):
-            raise BadInput("--half-samples 1 or more and --gain above 0 are wanted. Correct them.")
+        gain = 1.0 if self.gain is None else self.gain
+        if self.half_samples < 1 or not gain > 0 or (self.prior_error or 0.0) < 0:
+            raise BadInput(
+                "Wanted --half-samples of 1 or more, --gain above 0 and --prior-error of 0 or more. Correct them."
+            )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,8 +72,10 @@ class PriorReconstruction:
 
     Parameters
     ----------
-    samples
-        Draws of the posterior.
+    samples, mean
+        Draws of the posterior, and its mean.
+    prior_error
+        See `prior_error`: the size that was used, in standard deviations of the prior's maps.
     data_only, prior_only
         The data without the prior (Wiener filter) and one draw of the prior without data.
     disagreement
@@ -81,7 +91,9 @@ class PriorReconstruction:
     grid: PriorGrid
     gain: float
     gain_of_posterior: float
+    prior_error: float
     samples: Float[Tensor, "s n n n"]
+    mean: Float[Tensor, "n n n"]
     spread: Float[Tensor, "n n n"]
     data_only: Float[Tensor, "n n n"]
     prior_only: Float[Tensor, "n n n"]
@@ -149,11 +161,22 @@ def reconstruct_with_prior(
     halves = with_cutoff(Halves(_unpacked("first", known, grid), _unpacked("second", known, grid)))
     radius_A = observed.particle_radius_px * observed.pixel_size_A
     gain = settings.gain or gain_of(halves, grid, radius_A)
-    task = _Task(prior, settings, sampling, grid, halves.scaled(gain * prior.shape.density_scale))
+    scaled = halves.scaled(gain * prior.shape.density_scale)
+    task = PosteriorTask(prior, settings, sampling, grid, scaled, gain, radius_A, len(stack))
+    yield from posterior_of_halves(task, known)
+
+
+def posterior_of_halves(task: PosteriorTask, known: dict[str, Any]) -> Iterator[Progress]:
+    """Draws maps for both halves together and for each by itself; the last record has the result.
+
+    Parameters
+    ----------
+    known
+        State to go on from; what is found is put in.
+    """
     yield from _stages(task, known)
-    yield Progress(
-        "done", 1, 1, 1.0, {}, {}, _result(task, known, gain=gain, radius_A=radius_A, images=len(stack))
-    )
+    yield Progress("putting together", 0, 1, 0.96, {}, dict(known))
+    yield Progress("done", 1, 1, 1.0, {}, {}, _result(task, known))
 
 
 def gain_of(halves: Halves, grid: PriorGrid, radius_A: float) -> float:
@@ -174,17 +197,21 @@ def gain_of(halves: Halves, grid: PriorGrid, radius_A: float) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
-    """A prior, and the halves in its unit."""
+class PosteriorTask:
+    """A prior, and the halves in its unit; `images` is 0 where they come from maps."""
 
     prior: VolumePrior
     settings: PriorReconstructionSettings
     sampling: PosteriorSettings
     grid: PriorGrid
     halves: Halves
+    gain: float
+    radius_A: float
+    images: int
 
     @property
     def cutoff_A(self) -> float | None:
+        """Where maps are low-passed; None: nowhere."""
         return None if self.sampling.beyond_data else self.halves.first.cutoff_A
 
     def parts(self) -> list[tuple[str, TwoVolumes, int]]:
@@ -197,19 +224,21 @@ class _Task:
         ]
 
 
-def _stages(task: _Task, known: dict[str, Any]) -> Iterator[Progress]:
+def _stages(task: PosteriorTask, known: dict[str, Any]) -> Iterator[Progress]:
     """The three runs of the sampler, one after the other; their maps go into `known`."""
-    denoiser = task.prior.denoiser(voxel_size=task.grid.voxel_size_A, resolution=task.grid.resolution_A)
+    # Images have an envelope of their own besides the low pass: the prior is not told the resolution.
+    inner = task.prior.denoiser(voxel_size=task.grid.voxel_size_A, resolution=None)
+    denoiser = PatchedDenoiser(inner, task.prior.shape.box)
     parts = task.parts()
     weight = [count * task.sampling.steps for _, _, count in parts]
     for i, (name, data, count) in enumerate(parts):
         if f"samples.{name}" in known:
             continue
         plan = replace(task.sampling, samples=count, beyond_data=True, seed=task.sampling.seed + i)
-        inner = {k.removeprefix("inner."): v for k, v in known.items() if k.startswith("inner.")}
+        begun = {k.removeprefix("inner."): v for k, v in known.items() if k.startswith("inner.")}
         method = METHODS[task.settings.method]()
         before = sum(weight[:i]) / sum(weight)
-        for record in sample_posterior(denoiser, data, method, plan, state=inner or None):
+        for record in sample_posterior(denoiser, data, method, plan, state=begun or None):
             for key in [k for k in known if k.startswith("inner.")]:
                 del known[key]
             known |= {f"inner.{k}": v for k, v in record.state.items()}
@@ -222,45 +251,68 @@ def _stages(task: _Task, known: dict[str, Any]) -> Iterator[Progress]:
             )
 
 
-def _result(
-    task: _Task, known: dict[str, Any], *, gain: float, radius_A: float, images: int
-) -> PriorReconstruction:
+def _result(task: PosteriorTask, known: dict[str, Any]) -> PriorReconstruction:
     """Maps in volts and what is to be told of them."""
     grid, halves, scale, cutoff = task.grid, task.halves, task.prior.shape.density_scale, task.cutoff_A
-    voxel = grid.voxel_size_A
-    samples = cut(known["samples.all"], cutoff, voxel)
-    whole = [known[f"samples.half {i}"].mean(0) for i in (1, 2)]
+    voxel, unit = grid.voxel_size_A, task.prior.shape.sigma_data
+    drawn = known["samples.all"]
+    raw = [known[f"samples.half {i}"].mean(0) for i in (1, 2)]
+    error = task.settings.prior_error
+    if error is None:
+        pair = (halves.first, halves.second)
+        error = held_out_size(raw, pair, sizes=[t * unit for t in TRIED])[0] / unit
+    whole = [
+        ErrorModel.of(m, error * unit).corrected(m, data)
+        for m, data in zip(raw, (halves.first, halves.second), strict=True)
+    ]
+    model = ErrorModel.of(drawn.mean(0), error * unit)
+    generator = torch.Generator().manual_seed(task.sampling.seed)
+    mean = cut(model.corrected(drawn.mean(0), halves.both), cutoff, voxel)
+    samples = cut(model.drawn(drawn, halves.both, generator=generator), cutoff, voxel)
+    spread = samples.std(0) if len(samples) > 1 else torch.zeros_like(mean)
     first, second = (cut(v, cutoff, voxel) for v in whole)
     without, alone = _without_prior(task, cutoff)
-    spread = samples.std(0) if len(samples) > 1 else torch.full_like(samples[0], math.nan)
-    how = replace(MAPS, seed=task.sampling.seed)
-    made = sample_maps(
-        task.prior, count=1, voxel_size_A=voxel, resolution_A=grid.resolution_A, box=grid.box, settings=how
-    )[0]
-    told = disagreement(samples.mean(0), torch.nan_to_num(spread, nan=0.0), without)
     return PriorReconstruction(
         grid=grid,
-        gain=gain,
-        gain_of_posterior=float(halves.both.gain(samples.mean(0))),
+        gain=task.gain,
+        gain_of_posterior=float(halves.both.gain(mean)),
+        prior_error=error,
         samples=samples * scale,
+        mean=mean * scale,
         spread=spread * scale,
         data_only=without.map * scale,
-        prior_only=cut(made.values, cutoff, voxel),
-        disagreement=told,
+        prior_only=_prior_only(task),
+        disagreement=disagreement(mean, spread, without),
         halves=(first * scale, second * scale),
         data_halves=(alone[0].map * scale, alone[1].map * scale),
         data_curve=data_correlation(halves.first, halves.second),
         posterior_curve=fourier_shell_correlation(Volume(whole[0], voxel), Volume(whole[1], voxel)),
         chi_square=_held_out(halves, (first, second), alone),
         numbers=halves.both.count,
-        images=images,
+        images=task.images,
         cutoff_A=cutoff,
-        radius_A=radius_A,
+        radius_A=task.radius_A,
         network_passes=int(known["passes"]),
     )
 
 
-def _without_prior(task: _Task, cutoff_A: float | None) -> tuple[DataOnly, tuple[DataOnly, DataOnly]]:
+def _prior_only(task: PosteriorTask) -> Float[Tensor, "n n n"]:
+    """A draw of the prior in volts, cut as the posterior is; in the middle of an empty map where that is larger."""
+    grid, box = task.grid, min(task.grid.box, task.prior.shape.box)
+    made = sample_maps(
+        task.prior,
+        count=1,
+        voxel_size_A=grid.voxel_size_A,
+        resolution_A=min(
+            max(grid.resolution_A, task.prior.shape.resolution_A[0]), task.prior.shape.resolution_A[1]
+        ),
+        box=box,
+        settings=replace(MAPS, steps=40, seed=task.sampling.seed),
+    )[0]
+    return cut(box_pad(made.values, grid.box, ndim=3), task.cutoff_A, grid.voxel_size_A)
+
+
+def _without_prior(task: PosteriorTask, cutoff_A: float | None) -> tuple[DataOnly, tuple[DataOnly, DataOnly]]:
     found = [
         data_only(data, task.prior.spectrum, resolution_A=task.grid.resolution_A, cutoff_A=cutoff_A)
         for data in (task.halves.both, task.halves.first, task.halves.second)

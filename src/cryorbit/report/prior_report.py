@@ -49,15 +49,15 @@ class PriorReading:
         r = self.result
         return {
             _NAMES["data"]: r.volume(r.data_only),
-            _NAMES["posterior"]: r.volume(r.samples.mean(0)),
+            _NAMES["posterior"]: r.volume(r.mean),
             _NAMES["prior"]: r.volume(r.prior_only),
         }
 
 
 def strong_share(result: PriorReconstruction) -> float:
     """Share of the particle's voxels where posterior and data-only map disagree strongly."""
-    level = figures.density_level(result.samples.mean(0))
-    inside = result.samples.mean(0) > level
+    level = figures.density_level(result.mean)
+    inside = result.mean > level
     return float((result.disagreement[inside].abs() > STRONG).double().mean()) if bool(inside.any()) else 0.0
 
 
@@ -124,7 +124,7 @@ def _notes(reading: PriorReading) -> list[str]:
     notes = []
     if reading.method in _TOO_SMALL:
         notes.append(
-            f"Samples of {reading.method} scatter less than the posterior does: its spread is about 0.7 of the right one "
+            f"Chains of {reading.method} scatter less than the posterior does: its spread is about 0.7 of the right one "
             "where the prior decides. For error bars use --method diffpir-draw or split-gibbs."
         )
     if reading.beyond_data:
@@ -157,6 +157,12 @@ def _cards(reading: PriorReading) -> list[Card]:
         Card(
             "Samples", str(len(r.samples)), f"{reading.method}, {r.network_passes} network passes each in all"
         ),
+        Card(
+            "Prior's error",
+            f"{r.prior_error:.2g} sd",
+            "that the data may correct; "
+            + ("chosen" if reading.settings.get("prior_error") is None else "given"),
+        ),
         Card("Grey scale", f"{r.gain:.3g} / V", f"posterior against images: {r.gain_of_posterior:.2f}"),
         Card(
             "Strong disagreement", f"{100 * strong_share(r):.1f} %", f"of the particle beyond {STRONG:g} sd"
@@ -180,6 +186,10 @@ def _maps(reading: PriorReading) -> Section:
         ]: "One draw of the prior at the same resolution without any data: what it would invent.",
     }
     drawn = figures.surfaces(maps, _NAMES["posterior"])
+    captions = {
+        name: words if drawn[name] else f"{words} Nothing of it reaches the density that is drawn."
+        for name, words in captions.items()
+    }
     row = Row(
         tuple(
             Picture(title=name, caption=captions[name], addresses=drawn[name], plot=False) for name in maps
@@ -189,8 +199,8 @@ def _maps(reading: PriorReading) -> Section:
     slices = Picture(
         title="Central sections, and the spread of the samples",
         caption="One grey scale for the three maps. The spread is the standard deviation over the samples, white to blue up "
-        f"to {float(r.spread.nan_to_num(0.0).max()):.2g} V: where it is large, neither images nor prior decide.",
-        addresses=(figures.sections_figure(maps, r.volume(r.spread.nan_to_num(0.0))),),
+        f"to {float(r.spread.max()):.2g} V: where it is large, neither images nor prior decide.",
+        addresses=(figures.sections_figure(maps, r.volume(r.spread)),),
         plot=False,
     )
     lead = (
