@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from cryorbit.errors import BadFile
+from cryorbit.inference.prior_recipe import PriorRecipe
 from cryorbit.io.checkpoint import save_state
-from cryorbit.io.weights import load_weights, save_weights
+from cryorbit.io.weights import load_weights, save_weights, shipped_weights
+from cryorbit.models.volume_prior import VolumePrior
 
 HALF = 1e-3
 """Relative step of half precision, 2^-10."""
@@ -30,3 +32,15 @@ def test_other_files_are_refused(tmp_path):
     save_state(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, {"kind": "flex"})
     with pytest.raises(BadFile, match="not a prior"):
         load_weights(tmp_path / "other.safetensors")
+
+
+def test_the_package_has_its_prior():
+    """The shipped file is read, and its card is that of the preset it is said to be made by."""
+    tensors, card = shipped_weights()
+    shape = VolumePrior.from_state(tensors, card).shape
+    recipe = PriorRecipe()
+    assert card["kind"] == recipe.kind == "volumes"
+    assert shape.box == recipe.box
+    assert shape.channels == recipe.channels
+    assert shape.voxel_size_A == recipe.voxel_size_A
+    assert shape.resolution_A == recipe.map_resolution_A

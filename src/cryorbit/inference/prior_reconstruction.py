@@ -20,7 +20,8 @@ from cryorbit.inference.observations import Contrast, contrast_of, observe
 from cryorbit.inference.patched_denoiser import PatchedDenoiser
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
 from cryorbit.inference.posterior_data import TwoVolumes
-from cryorbit.inference.posterior_methods import METHODS
+from cryorbit.inference.posterior_methods import METHODS, Method
+from cryorbit.inference.posterior_spectrum import SpectralDiffPIR
 from cryorbit.inference.prior_error import TRIED, ErrorModel, held_out_size
 from cryorbit.inference.prior_gain import fit_gain
 from cryorbit.inference.prior_images import (
@@ -35,7 +36,17 @@ from cryorbit.inference.prior_maps import DataOnly, cut, data_only, disagreement
 from cryorbit.inference.prior_samples import MAPS, sample_maps
 from cryorbit.models.volume_prior import VolumePrior
 
-MethodName = Literal["diffpir", "diffpir-draw", "split-gibbs", "pigdm", "dps", "dps-fixed-step", "daps"]
+MethodName = Literal[
+    "diffpir",
+    "diffpir-draw",
+    "diffpir-spectrum",
+    "diffpir-spectrum-draw",
+    "split-gibbs",
+    "pigdm",
+    "dps",
+    "dps-fixed-step",
+    "daps",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +225,15 @@ class PosteriorTask:
         """Where maps are low-passed; None: nowhere."""
         return None if self.sampling.beyond_data else self.halves.first.cutoff_A
 
+    def method(self) -> Method:
+        """The sampler."""
+        name = self.settings.method
+        if not name.startswith("diffpir-spectrum"):
+            return METHODS[name]()
+        size, limit = (torch.tensor(v) for v in (self.grid.voxel_size_A, self.grid.resolution_A))
+        power = self.prior.spectrum.variance(self.grid.box, size[None], limit[None, None])[0]
+        return SpectralDiffPIR(power=power, correction="draw" if name.endswith("draw") else "mean")
+
     def parts(self) -> list[tuple[str, TwoVolumes, int]]:
         """What is sampled: name, likelihood, how many maps. Not cut: correlations of halves are wanted beyond."""
         few = self.settings.half_samples
@@ -236,7 +256,7 @@ def _stages(task: PosteriorTask, known: dict[str, Any]) -> Iterator[Progress]:
             continue
         plan = replace(task.sampling, samples=count, beyond_data=True, seed=task.sampling.seed + i)
         begun = {k.removeprefix("inner."): v for k, v in known.items() if k.startswith("inner.")}
-        method = METHODS[task.settings.method]()
+        method = task.method()
         before = sum(weight[:i]) / sum(weight)
         for record in sample_posterior(denoiser, data, method, plan, state=begun or None):
             for key in [k for k in known if k.startswith("inner.")]:

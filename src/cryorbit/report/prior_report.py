@@ -25,7 +25,7 @@ _MANY = 0.05
 _WORSE = 3.0
 """Standard errors of the misfit by which the posterior may lie above the data-only map."""
 _NAMES = {"data": "Data only", "posterior": "Posterior", "prior": "Prior only"}
-_TOO_SMALL = ("diffpir", "dps", "dps-fixed-step")
+_TOO_SMALL = ("diffpir", "diffpir-spectrum", "dps", "dps-fixed-step")
 """Samplers whose samples scatter less than the posterior does."""
 
 
