@@ -116,8 +116,9 @@ def test_chains_are_sampled_with_scores(shell, tmp_path):
 def test_particles_and_a_prior_to_posterior_maps_and_a_report(shell, simulated, prior, tmp_path):
     """Maps on one grid, curves, numbers and a page; images not used are explained no worse than by an empty map."""
     out = tmp_path / "run"
+    method = ("--method", "diffpir-spectrum-draw")
     code, _, told = shell(
-        "prior", "reconstruct", simulated / "truth.star", "-o", out, "--prior", prior, *FAST
+        "prior", "reconstruct", simulated / "truth.star", "-o", out, "--prior", prior, *method, *FAST
     )
     assert code == 0, told
     boxes = {read_map(path).box for path in (*out.glob("*.mrc"), *(out / "samples").glob("*.mrc"))}

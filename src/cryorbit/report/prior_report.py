@@ -27,6 +27,10 @@ _WORSE = 3.0
 _NAMES = {"data": "Data only", "posterior": "Posterior", "prior": "Prior only"}
 _TOO_SMALL = ("diffpir", "diffpir-spectrum", "dps", "dps-fixed-step")
 """Samplers whose samples scatter less than the posterior does."""
+_NOISE_OFF = 0.02
+"""Misfit of held-out images away from 1 from which on it is told."""
+_LITTLE = 0.2
+"""Error of the prior, standard deviations, below which its draws do not make up for that."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,10 +126,17 @@ def write_prior_report(path: str | os.PathLike[str], reading: PriorReading) -> N
 def _notes(reading: PriorReading) -> list[str]:
     result = reading.result
     notes = []
-    if reading.method in _TOO_SMALL:
+    if reading.method in _TOO_SMALL and result.prior_error < _LITTLE:
         notes.append(
-            f"Chains of {reading.method} scatter less than the posterior does: its spread is about 0.7 of the right one "
+            f"Chains of {reading.method} scatter less than the posterior does: the spread is about 0.7 of the right one "
             "where the prior decides. For error bars use --method diffpir-draw or split-gibbs."
+        )
+    misfit = result.chi_square["posterior"]
+    if abs(misfit - 1) > _NOISE_OFF:
+        side, trust = ("too large", "little") if misfit < 1 else ("too small, or the poses are off", "much")
+        notes.append(
+            f"Images that were not used have χ² {misfit:.3f} per number, not 1: the noise measured outside the particle is "
+            f"{side}, and the data are trusted about {100 * abs(misfit - 1):.0f} % too {trust}."
         )
     if reading.beyond_data:
         notes.append(
