@@ -84,7 +84,11 @@ def tell(out: Path, found: Denoised) -> None:
 
     result = found.result
     data, both = (c.resolution_A(0.143) for c in (result.data_curve, result.posterior_curve))
-    words = [f"{v:.1f} A" if math.isfinite(v) else "nowhere" for v in (data, both)]
+    limited = (c.nyquist_limited(0.143) for c in (result.data_curve, result.posterior_curve))
+    words = [
+        f"{v:.1f} A{' or better' if end else ''}" if math.isfinite(v) else "nowhere"
+        for v, end in zip((data, both), limited, strict=True)
+    ]
     chi = result.chi_square
     grid = result.grid
     say(f"{grid.box} voxels of {grid.voxel_size_A:.3g} A, {result.gain:.3g} grey values per volt")
