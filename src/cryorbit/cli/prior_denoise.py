@@ -13,8 +13,8 @@ from cryorbit.cli.config import Flat
 from cryorbit.cli.map_files import OutMap
 from cryorbit.cli.options import ConfigOptions, set_threads
 from cryorbit.cli.prior_files import PriorFile
+from cryorbit.inference.half_posteriors import PriorReconstructionSettings
 from cryorbit.inference.posterior import PosteriorSettings
-from cryorbit.inference.prior_reconstruction import PriorReconstructionSettings
 
 if TYPE_CHECKING:
     from cryorbit.inference.prior_denoising import Denoised

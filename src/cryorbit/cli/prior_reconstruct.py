@@ -12,8 +12,8 @@ from cryorbit.cli.options import ConfigOptions, OutFolder, set_threads
 from cryorbit.cli.prior_files import PriorFile
 from cryorbit.cli.reading import ImageOptions, ParticlesFile, absolute, read_images, refuse_bad_images
 from cryorbit.errors import BadInput, CryorbitError
+from cryorbit.inference.half_posteriors import PriorReconstructionSettings
 from cryorbit.inference.posterior import PosteriorSettings
-from cryorbit.inference.prior_reconstruction import PriorReconstructionSettings
 
 if TYPE_CHECKING:
     from cryorbit.data import ParticleStack

@@ -12,7 +12,7 @@ from cryorbit.cli.run_folder import command_line
 if TYPE_CHECKING:
     from cryorbit.cli.prior_reconstruct import Settings
     from cryorbit.cli.run_folder import RunFolder
-    from cryorbit.inference.prior_reconstruction import PriorReconstruction
+    from cryorbit.inference.half_posteriors import PriorReconstruction
 
 SAMPLES = "samples"
 FSC_POSTERIOR = "fsc_posterior.star"

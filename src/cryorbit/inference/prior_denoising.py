@@ -20,16 +20,16 @@ from cryorbit.fourier.grid import radius_grid
 from cryorbit.fourier.resample import fourier_resample
 from cryorbit.fourier.shells import shell_mean, spread_shells
 from cryorbit.inference.engine import Progress
-from cryorbit.inference.posterior import PosteriorSettings
-from cryorbit.inference.posterior_data import TwoVolumes
-from cryorbit.inference.prior_gain import fit_gain
-from cryorbit.inference.prior_images import Halves, PriorGrid, gaussian_pass, with_cutoff
-from cryorbit.inference.prior_reconstruction import (
+from cryorbit.inference.half_posteriors import (
     PosteriorTask,
     PriorReconstruction,
     PriorReconstructionSettings,
     posterior_of_halves,
 )
+from cryorbit.inference.posterior import PosteriorSettings
+from cryorbit.inference.posterior_data import TwoVolumes
+from cryorbit.inference.prior_gain import fit_gain
+from cryorbit.inference.prior_images import Halves, PriorGrid, gaussian_pass, with_cutoff
 from cryorbit.models.volume_prior import VolumePrior
 
 LARGEST = 128

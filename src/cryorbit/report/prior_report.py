@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cryorbit.data import Volume
-from cryorbit.inference.prior_reconstruction import PriorReconstruction
+from cryorbit.inference.half_posteriors import PriorReconstruction
 from cryorbit.io.atomic import atomic_path
 from cryorbit.report import prior_figures as figures
 from cryorbit.report.claims import Claim
