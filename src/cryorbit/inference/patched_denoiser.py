@@ -28,11 +28,7 @@ class PatchedDenoiser:
         return self.inner.sigma_data
 
     def starts(self, n: int) -> list[int]:
-        """First voxel of each patch along one axis of a map of n voxels.
-
-        >>> PatchedDenoiser(None, 8).starts(20)
-        [0, 4, 8, 12]
-        """
+        """First voxel of each patch along one axis of a map of n voxels."""
         if n <= self.box:
             return [0]
         steps = -(-(n - self.box) // (self.box // 2))

@@ -101,7 +101,7 @@ def procedural_lengths(count: int, lengths: tuple[int, int]) -> list[int]:
     """Residues of each procedural protein, low (high / low)^u with u uniform from seed 0.
 
     >>> procedural_lengths(3, (50, 240))
-    [109, 166, 57]
+    [108, 166, 57]
     """
     low, high = lengths
     share = torch.rand(count, generator=torch.Generator().manual_seed(0)).tolist()
