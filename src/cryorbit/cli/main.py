@@ -34,7 +34,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "relion-external": ("relion_external", "a verb as a job of RELION's type External"),
     "report": ("report", "write report.html anew from the files of a run"),
     "doctor": ("doctor", "versions, devices, threads, memory and disk of this installation"),
-    "bench": ("bench", "score runs on simulated stacks, beside chance, oracle and peers; also `bench flex`, `bench prior`"),
+    "bench": (
+        "bench",
+        "score runs on simulated stacks, beside chance, oracle and peers; also `bench flex`, `bench prior`",
+    ),
 }
 """Verb -> (module in this folder, one line for the help)."""
 
@@ -54,8 +57,14 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "prior": {
         "train": ("prior_train", "learn maps or chains from procedural proteins and a folder of structures"),
-        "sample": ("prior_sample", "draw maps (.mrc) or chains (.pdb) of no protein in particular, with scores"),
-        "reconstruct": ("prior_reconstruct", "posterior maps of particles with poses, their spread, a report"),
+        "sample": (
+            "prior_sample",
+            "draw maps (.mrc) or chains (.pdb) of no protein in particular, with scores",
+        ),
+        "reconstruct": (
+            "prior_reconstruct",
+            "posterior maps of particles with poses, their spread, a report",
+        ),
         "denoise": ("prior_denoise", "two half maps to the posterior mean and its spread"),
     },
     "particles": {
