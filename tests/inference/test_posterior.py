@@ -33,28 +33,10 @@ from cryorbit.inference.posterior_methods import (
     SplitGibbs,
 )
 from cryorbit.inference.prior_sampling import noise_levels
+from gaussian_denoiser import DIMS, GaussianDenoiser, filtered
 from physics_models import uniform_rotations
 
-DIMS = (-3, -2, -1)
 SAMPLES = 100
-
-
-def filtered(v: Tensor, transfer: Tensor) -> Tensor:
-    return torch.fft.irfftn(torch.fft.rfftn(v, dim=DIMS) * transfer, s=v.shape[-3:], dim=DIMS)
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianDenoiser:
-    """D for maps whose Fourier coefficients (unitary transform) have variance `power`: p / (p + s^2)."""
-
-    power: Tensor
-
-    @property
-    def sigma_data(self) -> float:
-        return float(self.power.mean()) ** 0.5
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return filtered(x, self.power / (self.power + sigma[:, None, None, None, None] ** 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,27 +14,9 @@ from cryorbit.inference.posterior import PosteriorSettings, sample_posterior
 from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.inference.posterior_methods import DiffPIR
 from cryorbit.inference.posterior_spectrum import SpectralDiffPIR
+from gaussian_denoiser import GaussianDenoiser, filtered
 
-DIMS = (-3, -2, -1)
 SAMPLES = 200
-
-
-def filtered(v: Tensor, transfer: Tensor) -> Tensor:
-    return torch.fft.irfftn(torch.fft.rfftn(v, dim=DIMS) * transfer, s=v.shape[-3:], dim=DIMS)
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianDenoiser:
-    """D for maps whose Fourier terms have variance `power`."""
-
-    power: Tensor
-
-    @property
-    def sigma_data(self) -> float:
-        return float(self.power.mean()) ** 0.5
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return filtered(x, self.power / (self.power + sigma[:, None, None, None, None] ** 2))
 
 
 def case(n: int) -> tuple[GaussianDenoiser, TwoVolumes, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.models.pose_encoder import seeded
+from cryorbit.models.prior_card import VERSION, opened_card
 from cryorbit.models.score import preconditioning
 from cryorbit.nn.point_graph import PointChains, point_chains
 from cryorbit.nn.se3_points import NoisyPoints, PointNetwork, centred
@@ -96,7 +97,7 @@ class PointPrior:
 
     def card(self) -> dict[str, Any]:
         """All that `from_state` needs beside the tensors, JSON-able."""
-        return {"kind": "points", "version": 1, **asdict(self.shape)}
+        return {"kind": "points", "version": VERSION, **asdict(self.shape)}
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's weights by name."""
@@ -111,12 +112,7 @@ class PointPrior:
         BadFile
             If they are of another kind of prior, or do not belong together.
         """
-        given = dict(card)
-        kind, version = given.pop("kind", None), given.pop("version", None)
-        if kind != "points" or version != 1:
-            raise BadFile(
-                f"A prior of kind {kind!r}, version {version}, where one of points, version 1, was wanted."
-            )
+        given = opened_card(card, "points")
         try:
             known = {name: given[name] for name in PointPriorShape.__dataclass_fields__}
             prior = cls(PointPriorShape(**known), generator=torch.Generator())

@@ -13,6 +13,7 @@ from torch import Tensor
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.models.map_spectrum import MapSpectrum
 from cryorbit.models.pose_encoder import seeded
+from cryorbit.models.prior_card import VERSION, opened_card
 from cryorbit.nn.unet import UNet
 
 _WAVES = (0.25, 0.5, 1.0, 2.0)
@@ -174,7 +175,7 @@ class VolumePrior:
     def card(self) -> dict[str, Any]:
         """All that `from_state` needs beside the tensors, JSON-able."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.shape).items()}
-        return {"kind": "volumes", "version": 1, **plain}
+        return {"kind": "volumes", "version": VERSION, **plain}
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's weights by name."""
@@ -189,12 +190,7 @@ class VolumePrior:
         BadFile
             If they are of another kind of prior, or do not belong together.
         """
-        given = dict(card)
-        kind, version = given.pop("kind", None), given.pop("version", None)
-        if kind != "volumes" or version != 1:
-            raise BadFile(
-                f"A prior of kind {kind!r}, version {version}, where one of volumes, version 1, was wanted."
-            )
+        given = opened_card(card, "volumes")
         try:
             known: dict[str, Any] = {name: given[name] for name in VolumePriorShape.__dataclass_fields__}
             known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
