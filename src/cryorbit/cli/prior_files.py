@@ -10,7 +10,7 @@ import tyro
 from cryorbit.errors import BadInput
 
 if TYPE_CHECKING:
-    from cryorbit.models.point_prior import PointPrior
+    from cryorbit.inference.prior import Prior
     from cryorbit.models.volume_prior import VolumePrior
 
 PRIOR = "prior.safetensors"
@@ -18,7 +18,7 @@ PriorFile = Annotated[Path | None, tyro.conf.arg(metavar="PRIOR")]
 """The prior.safetensors of `prior train`, or its folder; None: the shipped prior of maps."""
 
 
-def load_prior(path: Path | None) -> PointPrior | VolumePrior:
+def load_prior(path: Path | None) -> Prior:
     """A prior ready to sample with.
 
     Raises
@@ -28,14 +28,15 @@ def load_prior(path: Path | None) -> PointPrior | VolumePrior:
     """
     from cryorbit.io.weights import load_weights, shipped_weights
     from cryorbit.models.point_prior import PointPrior
+    from cryorbit.models.triplane_prior import TriplanePrior
     from cryorbit.models.volume_prior import VolumePrior
 
     if path is None:
         tensors, card = shipped_weights()
     else:
         tensors, card = load_weights(path / PRIOR if path.is_dir() else path)
-    kind = PointPrior if card.get("kind") == "points" else VolumePrior
-    return kind.from_state(tensors, card)
+    kinds: dict[str, type[Prior]] = {"points": PointPrior, "triplanes": TriplanePrior}
+    return kinds.get(str(card.get("kind")), VolumePrior).from_state(tensors, card)
 
 
 def load_volume_prior(path: Path | None) -> VolumePrior:
@@ -44,17 +45,23 @@ def load_volume_prior(path: Path | None) -> VolumePrior:
     Raises
     ------
     BadFile, BadInput
-        If it cannot be read, or is one of chains.
+        If it cannot be read, or is one of chains or of tri-planes.
     """
+    from cryorbit.models.triplane_prior import TriplanePrior
     from cryorbit.models.volume_prior import VolumePrior
 
     prior = load_prior(path)
+    if isinstance(prior, TriplanePrior):
+        raise BadInput(
+            f"{path}: a prior of tri-planes, which knows molecules along their principal axes only and can be sampled, "
+            "but not be put under data in any pose. Give one of --kind volumes, or leave it out for the shipped one."
+        )
     if not isinstance(prior, VolumePrior):
         raise BadInput(f"{path}: a prior of chains, but maps are wanted. Give one of --kind volumes.")
     return prior
 
 
-def save_prior(path: Path, prior: PointPrior | VolumePrior, about: dict[str, Any]) -> None:
+def save_prior(path: Path, prior: Prior, about: dict[str, Any]) -> None:
     """Write a prior, whole or not at all."""
     from cryorbit.io.weights import save_weights
 

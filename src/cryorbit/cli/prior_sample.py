@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cryorbit.data import Atoms
     from cryorbit.models.point_prior import PointPrior
+    from cryorbit.models.triplane_prior import TriplanePrior
     from cryorbit.models.volume_prior import VolumePrior
 
 SCORES = "scores.csv"
@@ -38,7 +39,7 @@ class Settings:
     voxel_size_A: float | None = None
     """Voxel of the maps; the middle of what the prior was trained on unless given."""
     resolution_A: float | None = None
-    """Low-pass that the maps shall look like; any that the prior knows unless given."""
+    """Low-pass that the maps shall look like; any that the prior knows unless given, of tri-planes their own."""
     box: int | None = None
     """Edge of the maps in voxels; the prior's own unless given."""
     residues: tuple[int, ...] = (100,)
@@ -90,7 +91,7 @@ def refuse_foreign(out: Path) -> None:
         raise BadInput(f"{out}: holds what no prior sample wrote. Choose another folder with -o.")
 
 
-def maps(prior: VolumePrior, settings: Settings, folder: Path) -> pd.DataFrame:
+def maps(prior: VolumePrior | TriplanePrior, settings: Settings, folder: Path) -> pd.DataFrame:
     """Maps, written, and the table of their scores."""
     import math
     from dataclasses import replace
@@ -98,23 +99,26 @@ def maps(prior: VolumePrior, settings: Settings, folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     from cryorbit.analysis.density_scores import score_density
-    from cryorbit.inference.prior_samples import MAPS, sample_maps
+    from cryorbit.inference.prior_samples import MAPS, sample_maps, sample_triplanes
     from cryorbit.io.mrc import write_map
+    from cryorbit.models.triplane_prior import TriplanePrior
 
-    voxel = settings.voxel_size_A or math.sqrt(math.prod(prior.shape.voxel_size_A))
-    found = sample_maps(
-        prior,
-        count=settings.count,
-        voxel_size_A=voxel,
-        resolution_A=settings.resolution_A,
-        box=settings.box,
-        settings=replace(MAPS, steps=settings.steps, seed=settings.seed),
-    )
+    given: dict[str, Any] = {
+        "count": settings.count,
+        "resolution_A": settings.resolution_A,
+        "box": settings.box,
+        "settings": replace(MAPS, steps=settings.steps, seed=settings.seed),
+    }
+    if isinstance(prior, TriplanePrior):
+        found = sample_triplanes(prior, voxel_size_A=settings.voxel_size_A, **given)
+    else:
+        middle = math.sqrt(math.prod(prior.shape.voxel_size_A))
+        found = sample_maps(prior, voxel_size_A=settings.voxel_size_A or middle, **given)
     rows = []
     for number, volume in enumerate(found, start=1):
         name = f"sample_{number:03d}.mrc"
         write_map(folder / name, volume)
-        rows.append({"file": name, "voxel_A": voxel, **asdict(score_density(volume))})
+        rows.append({"file": name, "voxel_A": volume.pixel_size_A, **asdict(score_density(volume))})
     return pd.DataFrame(rows)
 
 

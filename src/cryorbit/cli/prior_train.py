@@ -1,4 +1,4 @@
-"""`cryorbit prior train -o DIR`: a prior of maps or of chains from procedural proteins, or from a folder of structures."""
+"""`cryorbit prior train -o DIR`: a prior of maps, chains or tri-planes of procedural proteins or of a folder."""
 
 from __future__ import annotations
 
@@ -31,6 +31,12 @@ def _of_maps() -> PriorSettings:
 
 _SHIPPED: dict[str, Any] = vars(PriorRecipe()) | vars(_of_maps())
 _CHAINS: dict[str, Any] = vars(PriorSettings()) | {"kind": "points", "batch": 16, "lengths": (40, 128)}
+_TRIPLANES: dict[str, Any] = {
+    "kind": "triplanes",
+    "voxel_size_A": (3.0, 3.0),
+    "map_resolution_A": (6.0, 6.0),
+    "shift_A": 0.0,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +44,14 @@ class Settings:
     """Train a prior: DIR/prior.safetensors, with its units in it, and structures.json, which lists what it has seen."""
 
     PRESETS: ClassVar[dict[str, dict[str, dict[str, Any]]]] = {
-        "--kind": {"points": _CHAINS},
-        "--preset": {"shipped-32": _SHIPPED, "chains": _CHAINS},
+        "--kind": {"points": _CHAINS, "triplanes": _TRIPLANES},
+        "--preset": {"shipped-32": _SHIPPED, "chains": _CHAINS, "triplanes": _TRIPLANES},
     }
 
     out: OutFolder
     """Folder for the results."""
-    preset: Literal["shipped-32", "chains"] | None = None
-    """Settings by name: those of the prior that comes with the program, or those of chains."""
+    preset: Literal["shipped-32", "chains", "triplanes"] | None = None
+    """Settings by name: those of the prior that comes with the program, those of chains, or those of tri-planes."""
     structures: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """PDB, mmCIF and BinaryCIF files to train on as well; relatives by sequence never straddle training and test."""
     residues: tuple[int, int] = (40, 400)

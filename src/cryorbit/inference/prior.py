@@ -21,8 +21,10 @@ from cryorbit.inference.engine import Progress, generator_from
 from cryorbit.inference.prior_data import PointSource, VolumeSource
 from cryorbit.models.point_prior import PointPrior
 from cryorbit.models.score import MovingAverage, TrainingNoise, denoising_loss
+from cryorbit.models.triplane_prior import TriplanePrior
 from cryorbit.models.volume_prior import VolumePrior
 
+Prior = PointPrior | VolumePrior | TriplanePrior
 _BANDS = (("fine", 0.0, 0.1), ("middle", 0.1, 1.0), ("coarse", 1.0, math.inf))
 """Levels of noise over sigma_data that losses are reported for."""
 
@@ -87,7 +89,7 @@ class PriorTask(Protocol):
         """Of the batch of a step, with noise drawn from the generator."""
         ...
 
-    def prior(self, network: nn.Module) -> PointPrior | VolumePrior:
+    def prior(self, network: nn.Module) -> Prior:
         """The same prior with the weights of another network."""
         ...
 
@@ -206,7 +208,7 @@ class PriorTraining:
         unpack("network", state, self.task.network, self.optimiser)
         self.average.restore("average", state)
 
-    def result(self) -> PointPrior | VolumePrior:
+    def result(self) -> Prior:
         """The prior with averaged weights."""
         return self.task.prior(self.average.network)
 

@@ -135,6 +135,8 @@ class DensityRange:
     """Finest and coarsest low pass; drawn evenly, never finer than two voxels."""
     shift_A: float = 6.0
     """Largest distance of the centre of mass from the middle, where the box has room."""
+    turned: bool = True
+    """Each draw is turned at random; False: structures stand as they are given."""
 
     def __post_init__(self) -> None:
         if self.resolution_A[1] < 2 * self.voxel_size_A[1]:
@@ -198,7 +200,7 @@ class DensitySource:
         limit = finest + v * (coarse - finest)
         direction = torch.nn.functional.normalize(torch.randn(3, generator=g), dim=0)
         shift = direction * min(self._drawn.shift_A, self._room_A(size) - reach) * w ** (1 / 3)
-        turn = random_rotations(1, generator=g)[0]
+        turn = random_rotations(1, generator=g)[0] if self._drawn.turned else None
         density = density_of_atoms(
             atoms, turn, shift, box=self._drawn.box, pixel_size_A=size, resolution_A=limit
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,9 +24,11 @@ from cryorbit.inference.prior_data import (
     room_for,
     root_mean_square,
 )
+from cryorbit.inference.triplane_training import HeldBack, train_triplanes, upright
 from cryorbit.io.structure_folder import protein_chains
 from cryorbit.models.point_prior import PointPrior, PointPriorShape
 from cryorbit.models.score import denoising_loss
+from cryorbit.models.triplane_prior import TriplanePrior, TriplanePriorShape
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
 from cryorbit.physics.procedural_protein import procedural_protein
 
@@ -41,8 +43,8 @@ _LONGEST_PROCEDURAL = 400
 class PriorRecipe:
     """What a prior is made of. Defaults are those of the prior of maps that comes with the program."""
 
-    kind: Literal["volumes", "points"] = "volumes"
-    """Density maps, or chains of C-alphas."""
+    kind: Literal["volumes", "points", "triplanes"] = "volumes"
+    """Density maps, chains of C-alphas, or maps by way of three planes of features."""
     proteins: int = 400
     """Procedural proteins to train on, number i from seed i; 0 with --structures trains on those alone."""
     lengths: tuple[int, int] = (50, 240)
@@ -62,11 +64,17 @@ class PriorRecipe:
     shift_A: float = 4.0
     """Largest distance of a molecule from the middle of its map."""
     channels: tuple[int, ...] = (16, 32, 64)
-    """Of the network of maps, per level."""
+    """Of the network of maps or planes, per level."""
     hidden: int = 32
-    """Features per residue of the network of chains."""
+    """Features per residue of the network of chains; of a pixel between maps and planes."""
     layers: int = 3
-    """Its rounds of messages."""
+    """Rounds of messages of the network of chains."""
+    plane_features: int = 4
+    """Channels of each of three planes."""
+    codec_steps: int = 400
+    """Batches that the way from maps to planes and back is trained on, before the planes' own network."""
+    principal_axes: bool = True
+    """Maps for planes stand along the structures' principal axes; turned at random otherwise."""
 
     def __post_init__(self) -> None:
         low, high = self.lengths
@@ -135,6 +143,9 @@ def make_prior(
                 "folding proteins", len(made), len(wanted), 0.05 * len(made) / len(wanted), {}, state or {}
             )
     train, validation = made[: len(lengths)], made[len(lengths) :]
+    if recipe.kind == "triplanes":
+        yield from _later(_triplanes(recipe, settings, train, validation, given, state))
+        return
     task, held_back = _task(recipe, train, validation, given)
     for record in train_prior(task, settings, state=state or None):
         metrics = dict(record.metrics)
@@ -145,10 +156,73 @@ def make_prior(
                 if name.startswith("average.weight.")
             }
             metrics["validation_dB"] = held_back.decibel(average)
-        fraction = record.fraction if record.result is not None else 0.05 + 0.95 * record.fraction
-        yield Progress(
-            record.stage, record.step, record.steps, fraction, metrics, record.state, record.result
+        yield from _later([replace(record, metrics=metrics)])
+
+
+def _later(records: Iterable[Progress]) -> Iterator[Progress]:
+    """Records of a training as those of a run that has folded proteins before."""
+    for record in records:
+        done = record.fraction if record.result is not None else 0.05 + 0.95 * record.fraction
+        yield replace(record, fraction=done)
+
+
+def _triplanes(
+    recipe: PriorRecipe,
+    settings: PriorSettings,
+    train: list[Atoms],
+    validation: list[Atoms],
+    given: Structures,
+    state: dict[str, Any] | None,
+) -> Iterator[Progress]:
+    if len({*recipe.voxel_size_A}) > 1 or len({*recipe.map_resolution_A}) > 1:
+        raise BadInput(
+            "planes have one voxel size and one resolution, "
+            f"not {recipe.voxel_size_A} and {recipe.map_resolution_A} A. Give --voxel-size-A 3 3 --map-resolution-A 6 6."
         )
+    drawn = replace(recipe.drawn(), turned=not recipe.principal_axes)
+    atoms, held = (
+        [upright(a) if recipe.principal_axes else a for a in some]
+        for some in _fitting(drawn, train, validation, given)
+    )
+    source = DensitySource(atoms, drawn, batch=recipe.batch)
+    shape = TriplanePriorShape(
+        box=recipe.box,
+        voxel_size_A=recipe.voxel_size_A[0],
+        resolution_A=recipe.map_resolution_A[0],
+        density_scale=root_mean_square(source, batches=recipe.measured_batches),
+        features=recipe.plane_features,
+        hidden=recipe.hidden,
+        channels=recipe.channels,
+    )
+    batch = DensitySource(held, drawn, batch=8, seed=1)(0).density[:, 0] if held else None
+    yield from train_triplanes(
+        TriplanePrior(shape, generator=torch.Generator().manual_seed(0)),
+        source,
+        settings,
+        codec_steps=recipe.codec_steps,
+        measured_batches=recipe.measured_batches,
+        held=None if batch is None else HeldBack(batch, LEVELS),
+        state=state or None,
+    )
+
+
+def _fitting(
+    drawn: DensityRange, train: list[Atoms], validation: list[Atoms], given: Structures
+) -> tuple[list[Atoms], list[Atoms]]:
+    """Structures to train on and to hold back that the box has room for."""
+    atoms, held = (
+        [a for a, fits in zip(all_of, room_for(all_of, drawn), strict=True) if fits]
+        for all_of in (
+            [*train, *(c.atoms for c in given.train)],
+            [*validation, *(c.atoms for c in given.validation)],
+        )
+    )
+    if not atoms:
+        raise BadInput(
+            f"no structure fits a box of {drawn.box} voxels of {drawn.voxel_size_A[1]:g} A. Give smaller structures, a "
+            "larger --box or larger voxels."
+        )
+    return atoms, held
 
 
 def _task(
@@ -163,18 +237,7 @@ def _task(
         batch = ChainSource(held, batch=8, seed=1)(0) if held else None
         return PointTask(prior, ChainSource(chains, batch=recipe.batch)), _validation(prior, batch)
     drawn = recipe.drawn()
-    atoms, held = (
-        [a for a, fits in zip(all_of, room_for(all_of, drawn), strict=True) if fits]
-        for all_of in (
-            [*train, *(c.atoms for c in given.train)],
-            [*validation, *(c.atoms for c in given.validation)],
-        )
-    )
-    if not atoms:
-        raise BadInput(
-            f"no structure fits a box of {drawn.box} voxels of {drawn.voxel_size_A[1]:g} A. Give smaller structures, a "
-            "larger --box or larger voxels."
-        )
+    atoms, held = _fitting(drawn, train, validation, given)
     source = DensitySource(atoms, drawn, batch=recipe.batch)
     scale = root_mean_square(source, batches=recipe.measured_batches)
     spectrum = map_spectrum(source, density_scale=scale, batches=recipe.measured_batches)

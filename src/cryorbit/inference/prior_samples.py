@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryorbit.analysis.map_tools import resample_map
 from cryorbit.data import Volume
 from cryorbit.errors import BadInput
+from cryorbit.fourier.filters import apply_b_factor
 from cryorbit.inference.prior_sampling import Churn, noise_levels, sample
 from cryorbit.models.point_prior import PointPrior
+from cryorbit.models.triplane_prior import TriplanePrior
 from cryorbit.models.volume_prior import VolumePrior
 
 
@@ -87,6 +90,51 @@ def sample_chains(
         project=denoiser.project,
     )
     return prior.to_angstrom(x)
+
+
+def sample_triplanes(
+    prior: TriplanePrior,
+    *,
+    count: int,
+    voxel_size_A: float | None = None,
+    resolution_A: float | None = None,
+    box: int | None = None,
+    settings: SampleSettings | None = None,
+) -> list[Volume]:
+    """Maps of no protein in particular, in volts, along their principal axes; on the prior's own grid unless told otherwise.
+
+    Maps are made on the prior's grid, and resampled by their Fourier transforms where other voxels or boxes are wanted.
+
+    Raises
+    ------
+    BadInput
+        If no map is asked for, or a resolution finer than the prior's.
+    """
+    own = prior.shape
+    if count < 1:
+        raise BadInput(f"sample_triplanes: {count} maps. Give 1 or more.")
+    if resolution_A is not None and resolution_A < 0.999 * own.resolution_A:
+        raise BadInput(
+            f"this prior's maps have a resolution of {own.resolution_A:g} A, and {resolution_A:g} A is finer. Leave it out, "
+            "or train a prior of finer maps: prior train --kind triplanes --map-resolution-A."
+        )
+    how = settings or MAPS
+    weight, n = next(prior.network.parameters()), own.box
+    generator = torch.Generator(weight.device).manual_seed(how.seed)
+    noise = torch.randn(
+        count, 3, own.features, n, n, generator=generator, device=weight.device, dtype=weight.dtype
+    )
+    x = sample(prior.denoiser(), noise, how.levels(1.0), churn=how.churned(1.0), generator=generator)
+    with torch.no_grad():
+        density = prior.to_density(x)
+    if resolution_A is not None:
+        # Both low passes are exp(-d^2 k^2), which is a B-factor of 4 d^2.
+        extra = 4 * (resolution_A**2 - own.resolution_A**2)
+        density = apply_b_factor(density, b_factor_A2=extra, pixel_size_A=own.voxel_size_A, ndim=3)
+    maps = [Volume(values, own.voxel_size_A) for values in density]
+    if box is None and voxel_size_A is None:
+        return maps
+    return [resample_map(m, box=box, pixel_size_A=voxel_size_A or own.voxel_size_A) for m in maps]
 
 
 def sample_maps(

@@ -13,12 +13,11 @@ from torch import Tensor
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.models.pose_encoder import seeded
 from cryorbit.models.prior_card import VERSION, opened_card
-from cryorbit.models.score import preconditioning
+from cryorbit.models.score import LEVEL_FEATURES, level_features, preconditioning
 from cryorbit.nn.point_graph import PointChains, point_chains
 from cryorbit.nn.se3_points import NoisyPoints, PointNetwork, centred
 
-_WAVES = (0.25, 0.5, 1.0, 2.0)
-CONDITIONS = 2 * len(_WAVES) + 2
+CONDITIONS = LEVEL_FEATURES + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +158,5 @@ class PointDenoiser:
 
 def conditions(log_level: Float[Tensor, "b"], residues: Int[Tensor, "b"]) -> Float[Tensor, "b c"]:
     """Smooth features of ln(sigma / sigma_data) and of the number of residues."""
-    angle = log_level[:, None] * torch.tensor(_WAVES, dtype=log_level.dtype, device=log_level.device)
     size = torch.log(residues.to(log_level) / 64)
-    return torch.cat((angle.sin(), angle.cos(), log_level[:, None] / 4, size[:, None]), dim=1)
+    return torch.cat((level_features(log_level), size[:, None]), dim=1)

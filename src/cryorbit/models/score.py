@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from cryorbit.errors import BadInput
 
+_WAVES = (0.25, 0.5, 1.0, 2.0)
+LEVEL_FEATURES = 2 * len(_WAVES) + 1
+
 
 @runtime_checkable
 class Denoiser(Protocol):
@@ -69,6 +72,12 @@ def loss_weight(
 ) -> Float[Tensor, "*shape"]:
     """(s^2 + d^2) / (s d)^2 = 1 / c_out^2: an error of the network weighs the same at every level."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def level_features(log_level: Float[Tensor, "b"]) -> Float[Tensor, "b features"]:
+    """Smooth features of ln(s / d), which networks are told the level of noise by; `LEVEL_FEATURES` of them."""
+    angle = log_level[:, None] * torch.tensor(_WAVES, dtype=log_level.dtype, device=log_level.device)
+    return torch.cat((angle.sin(), angle.cos(), log_level[:, None] / 4), dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

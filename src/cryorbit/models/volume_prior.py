@@ -14,10 +14,10 @@ from cryorbit.errors import BadFile, BadInput
 from cryorbit.models.map_spectrum import MapSpectrum
 from cryorbit.models.pose_encoder import seeded
 from cryorbit.models.prior_card import VERSION, opened_card
+from cryorbit.models.score import LEVEL_FEATURES, level_features
 from cryorbit.nn.unet import UNet
 
-_WAVES = (0.25, 0.5, 1.0, 2.0)
-CONDITIONS = 2 * len(_WAVES) + 1 + 3
+CONDITIONS = LEVEL_FEATURES + 3
 _UNKNOWN = 4
 """Resolutions within the range that the spectrum is averaged over where none is known."""
 
@@ -166,11 +166,10 @@ class VolumePrior:
     def _condition(self, sigma: Tensor, size: Tensor, limit: Tensor, told: Tensor) -> Tensor:
         """Features of ln(sigma / sigma_data), voxel size and resolution."""
         level = torch.log((sigma / self.shape.sigma_data).clamp_min(1e-8))
-        angle = level[:, None] * torch.tensor(_WAVES, dtype=level.dtype, device=level.device)
         size = torch.log(size / math.sqrt(math.prod(self.shape.voxel_size_A)))
         limit = torch.log(limit / math.sqrt(math.prod(self.shape.resolution_A)))
-        rest = torch.stack((level / 4, 4 * size, 4 * limit * told, told), dim=1)
-        return torch.cat((angle.sin(), angle.cos(), rest), dim=1)
+        rest = torch.stack((4 * size, 4 * limit * told, told), dim=1)
+        return torch.cat((level_features(level), rest), dim=1)
 
     def card(self) -> dict[str, Any]:
         """All that `from_state` needs beside the tensors, JSON-able."""

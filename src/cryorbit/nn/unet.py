@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cryorbit.errors import BadInput
 
-_GROUP = 8
+GROUP = 8
 
 
 def silence(layer: nn.Module) -> None:
@@ -24,7 +24,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        groups = max(1, channels // _GROUP)
+        groups = max(1, channels // GROUP)
         self.first_norm = nn.GroupNorm(groups, channels)
         self.first = nn.Conv3d(channels, channels, 3, padding=1)
         self.second_norm = nn.GroupNorm(groups, channels, affine=False)
@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(max(1, channels // _GROUP), channels)
+        self.norm = nn.GroupNorm(max(1, channels // GROUP), channels)
         self.heads = max(1, channels // 32)
         self.ask = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -96,9 +96,9 @@ class UNet(nn.Module):
                 f"UNet: wanted channels for each level, patch 1 or 2, blocks, conditions and inputs of 1 or more, got "
                 f"channels {channels}, patch {patch}, blocks {blocks}, conditions {conditions}, inputs {inputs}."
             )
-        if any(c % _GROUP for c in channels if c > _GROUP):
+        if any(c % GROUP for c in channels if c > GROUP):
             raise BadInput(
-                f"UNet: channels {channels} are normalised in groups of {_GROUP}. Give multiples of it."
+                f"UNet: channels {channels} are normalised in groups of {GROUP}. Give multiples of it."
             )
         self.patch, self.multiple = patch, patch * 2 ** (len(channels) - 1)
         width = 4 * channels[0]
@@ -114,7 +114,7 @@ class UNet(nn.Module):
         self.grow = nn.ModuleList(nn.ConvTranspose3d(b, a, 2, stride=2) for a, b in pairwise(channels))
         self.merge = nn.ModuleList(nn.Conv3d(2 * c, c, 1) for c in above)
         self.up = nn.ModuleList(_blocks(c, width, blocks) for c in above)
-        self.last_norm = nn.GroupNorm(max(1, channels[0] // _GROUP), channels[0])
+        self.last_norm = nn.GroupNorm(max(1, channels[0] // GROUP), channels[0])
         self.last = nn.Conv3d(channels[0], patch**3, 3, padding=1)
         silence(self.last)
 
