@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cryorbit.errors import BadInput
-from cryorbit.inference.prior_samples import SampleSettings, sample_chains, sample_maps
+from cryorbit.inference.prior_samples import SampleSettings, sample_chains, sample_maps, sample_triplanes
 from cryorbit.models.point_prior import PointPrior, PointPriorShape
+from cryorbit.models.triplane_prior import TriplanePrior, TriplanePriorShape
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
 
 HEUN = 0.02
@@ -67,3 +68,33 @@ def test_nothing_is_refused():
         sample_chains(silent_chains(), [8], count=0)
     with pytest.raises(BadInput, match="0 maps"):
         sample_maps(VolumePrior(VolumePriorShape(channels=(8,))), count=0, voxel_size_A=3.0)
+
+
+def planes_prior(**units) -> TriplanePrior:
+    shape = TriplanePriorShape(
+        box=8, voxel_size_A=4.0, resolution_A=10.0, features=2, hidden=8, channels=(8,), **units
+    )
+    return TriplanePrior(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_tri_planes_are_sampled_in_volts_on_the_grid_asked_for():
+    """Twice the density_scale, twice the map; other voxels show the same density; a coarser resolution is a B-factor more."""
+    how = SampleSettings(steps=6)
+    one, again = sample_triplanes(planes_prior(), count=2, settings=how)
+    two = sample_triplanes(planes_prior(density_scale=2.0), count=2, settings=how)
+    torch.testing.assert_close(two[1].values, 2 * again.values)
+    assert (one.box, one.pixel_size_A) == (8, 4.0)
+    fine = sample_triplanes(planes_prior(), count=2, voxel_size_A=2.0, settings=how)[0]
+    assert (fine.box, fine.pixel_size_A) == (16, 2.0)
+    torch.testing.assert_close(fine.values[::2, ::2, ::2], one.values, rtol=0, atol=1e-5)
+    coarse = sample_triplanes(planes_prior(), count=2, resolution_A=16.0, settings=how)[0]
+    k = 1 / 32.0  # first Fourier term of 8 voxels of 4 A
+    ratio = torch.fft.rfftn(coarse.values)[0, 0, 1] / torch.fft.rfftn(one.values)[0, 0, 1]
+    assert abs(complex(ratio)) == pytest.approx(math.exp(-(16.0**2 - 10.0**2) * k**2), rel=1e-3)
+
+
+def test_tri_planes_that_cannot_be_sampled_are_refused():
+    with pytest.raises(BadInput, match="1 or more"):
+        sample_triplanes(planes_prior(), count=0)
+    with pytest.raises(BadInput, match="finer"):
+        sample_triplanes(planes_prior(), count=1, resolution_A=8.0)

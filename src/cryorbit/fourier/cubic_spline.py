@@ -1,7 +1,8 @@
-"""Periodic images read between their pixels: twice as many samples by Fourier transform, then a cubic spline through them.
+"""Periodic images read between their pixels: more samples by Fourier transform, then a cubic spline through them.
 
-A spline through n samples per axis is off by (pi k / n)^4 / 45 or so for a wave of k cycles; on 2 n samples of the same
-function that is at most 1.4 % at the old Nyquist frequency and 0.09 % at half of it. At the samples it is exact.
+A cubic spline is exact at its samples and good between them for waves far below their Nyquist frequency, so the images
+are first put on `OVERSAMPLING` times as many samples per axis, which changes nothing of the band-limited functions that they are.
+Waves at 0.9 of the images' own Nyquist frequency are then off by at most 0.08 %, at half of it by 0.008 %.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cryorbit.fourier.resample import fourier_pad
 
-OVERSAMPLING = 2
+OVERSAMPLING = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +50,10 @@ def spline_images(images: Float[Tensor, "c n n"]) -> SplineImages:
     box = images.shape[-1]
     fine = OVERSAMPLING * box
     spectrum = torch.fft.rfft2(fourier_pad(images, fine, ndim=2))
-    frequency = [torch.fft.fftfreq(fine), torch.fft.rfftfreq(fine)]
-    y, x = ((2 + torch.cos(2 * torch.pi * k)) / 3 for k in frequency)
+    y, x = (
+        (2 + torch.cos(2 * torch.pi * k(fine, dtype=torch.float64))) / 3
+        for k in (torch.fft.fftfreq, torch.fft.rfftfreq)
+    )
     # The samples of a cubic B-spline are 1/6, 4/6, 1/6; their transform is divided out, so the spline meets the images.
     response = (y[:, None] * x).to(images)
     values = torch.fft.irfft2(spectrum / response, s=(fine, fine))
