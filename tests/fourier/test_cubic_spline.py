@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from laws import ROUND_OFF
 
 from cryorbit.fourier.cubic_spline import spline_images
 from cryorbit.fourier.grid import pixel_grid
+from laws import ROUND_OFF
 
 WAVE = {0.25: 1e-5, 0.5: 1e-4, 0.9: 1e-3}
 """Largest error for a wave at this share of Nyquist, amplitude 1: a cubic spline's own, at four times as many samples."""

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from laws import rotations
 
 from cryorbit.errors import BadInput
 from cryorbit.geometry.principal_axes import principal_rotation
+from laws import rotations
 
 AXES_FOUND = 1e-9
 """Float64; eigenvectors of variances that differ by a factor of two or more."""

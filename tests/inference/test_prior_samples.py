@@ -78,7 +78,7 @@ def planes_prior(**units) -> TriplanePrior:
 
 
 def test_tri_planes_are_sampled_in_volts_on_the_grid_asked_for():
-    """Twice the density_scale, twice the map; other voxels show the same density; a coarser resolution is a B-factor more."""
+    """Twice the density_scale, twice the map; other voxels show the same density; a coarser resolution is a B-factor."""
     how = SampleSettings(steps=6)
     one, again = sample_triplanes(planes_prior(), count=2, settings=how)
     two = sample_triplanes(planes_prior(density_scale=2.0), count=2, settings=how)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from laws import ROUND_OFF
 
 from cryorbit.errors import BadInput
 from cryorbit.fourier.grid import pixel_grid
@@ -15,6 +14,7 @@ from cryorbit.models.triplane import (
     point_features,
     resample_planes,
 )
+from laws import ROUND_OFF
 
 EXACT = ROUND_OFF[torch.float64]
 SPLINE = 5e-3

@@ -41,7 +41,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_one_scale_for_all_maps(prior):
-    """Maps in volts through the planes: a prior of twice the scale makes of twice the density twice of what this one does."""
+    """In volts through the planes: a prior of twice the scale makes of twice the density twice of what this one does."""
     maps = draw(2, 8, 8, 8)
     twice = TriplanePrior.from_state(prior.tensors(), {**prior.card(), "density_scale": 0.8})
     torch.testing.assert_close(

@@ -1,7 +1,7 @@
 """Periodic images read between their pixels: more samples by Fourier transform, then a cubic spline through them.
 
 A cubic spline is exact at its samples and good between them for waves far below their Nyquist frequency, so the images
-are first put on `OVERSAMPLING` times as many samples per axis, which changes nothing of the band-limited functions that they are.
+are first put on `OVERSAMPLING` times as many samples per axis, which changes nothing of the functions that they are.
 Waves at 0.9 of the images' own Nyquist frequency are then off by at most 0.08 %, at half of it by 0.008 %.
 """
 
