@@ -1,6 +1,7 @@
 """The prior of tri-planes: units, whitening, and what it refuses; the codec's axes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ SHAPE = TriplanePriorShape(
     features=2,
     hidden=8,
     channels=(8, 16),
-    latent_mean=(0.1, -0.2, 0.3, 0.0, 0.5, -0.4),
     latent_spread=(1.0, 2.0, 0.5, 0.8, 1.5, 0.9),
+    latent_spectrum=(9.0, 4.0, 1.0, 0.25, 0.1),
 )
 ARITHMETIC = 1e-5
 """Float32, sums in another order."""
@@ -30,7 +31,7 @@ def prior() -> TriplanePrior:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = TriplanePrior(SHAPE)
-        for p in made.network.parameters():
+        for p in (*made.network.parameters(), made.network.mean):
             p.data += 0.05 * torch.randn_like(p)
     made.network.requires_grad_(False)
     return made
@@ -55,12 +56,12 @@ def test_one_scale_for_all_maps(prior):
     )
 
 
-def test_the_card_whitens_each_channel_of_each_plane(prior):
-    """(planes - mean) / spread, plane by plane, and back."""
+def test_constants_whiten_each_channel_of_each_plane(prior):
+    """(planes - mean planes) / spread, plane by plane, and back."""
     maps = draw(1, 8, 8, 8)
     planes = prior.network.codec.encoder(maps / 0.4)
     x = prior.to_latent(maps)
-    torch.testing.assert_close(x[0, 1, 0], (planes[0, 1, 0] - 0.3) / 0.5)
+    torch.testing.assert_close(x[0, 1, 0], (planes[0, 1, 0] - prior.network.mean[1, 0]) / 0.5)
     torch.testing.assert_close(prior.to_planes(x), planes, rtol=0, atol=ARITHMETIC)
 
 
@@ -82,13 +83,17 @@ def test_without_noise_the_planes_come_back(prior):
     torch.testing.assert_close(clean, x, rtol=0, atol=ARITHMETIC)
 
 
-def test_a_fresh_prior_is_the_wiener_filter_of_white_planes():
-    """Its network is silent: D(x; s) = x / (1 + s^2)."""
-    denoiser = TriplanePrior(SHAPE, generator=torch.Generator().manual_seed(0)).denoiser()
-    assert isinstance(denoiser, Denoiser)
+@torch.no_grad()
+def test_a_fresh_prior_is_the_wiener_filter_of_its_planes():
+    """Its network is silent: each Fourier term P / (P + s^2) of what it was; D(x; s) = x / (1 + s^2) without a spectrum."""
     x, sigma = draw(2, 3, 2, 8, 8), torch.tensor([0.5, 3.0])
-    with torch.no_grad():
-        torch.testing.assert_close(denoiser(x, sigma), x / (1 + sigma**2).view(-1, 1, 1, 1, 1))
+    found = TriplanePrior(SHAPE, generator=torch.Generator().manual_seed(0)).denoiser()(x, sigma)
+    gain = torch.fft.rfft2(found)[:, :, :, 0, 2] / torch.fft.rfft2(x)[:, :, :, 0, 2]
+    expected = (1.0 / (1.0 + sigma**2)).view(2, 1, 1).expand(2, 3, 2)
+    torch.testing.assert_close(gain.real, expected, rtol=1e-4, atol=0)
+    white = TriplanePrior(replace(SHAPE, latent_spectrum=()), generator=torch.Generator().manual_seed(0))
+    assert isinstance(white.denoiser(), Denoiser)
+    torch.testing.assert_close(white.denoiser()(x, sigma), x / (1 + sigma**2).view(-1, 1, 1, 1, 1))
 
 
 def test_a_prior_comes_back_from_its_card_and_tensors(prior):
@@ -106,7 +111,7 @@ def test_a_prior_comes_back_from_its_card_and_tensors(prior):
 
 def test_constants_that_cannot_be_are_refused():
     with pytest.raises(BadInput, match="one each"):
-        TriplanePriorShape(features=2, latent_mean=(0.0, 1.0))
+        TriplanePriorShape(features=2, latent_spread=(1.0, 1.0))
     with pytest.raises(BadInput, match="positive"):
         TriplanePriorShape(density_scale=0.0)
     with pytest.raises(BadInput, match="positive"):

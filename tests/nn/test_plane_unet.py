@@ -92,6 +92,14 @@ def test_samples_of_a_batch_do_not_see_one_another():
     assert not torch.allclose(net(x, c + 1), together, atol=1e-2)
 
 
+def test_two_sets_of_planes_may_be_seen_at_once():
+    """What is known pixel by pixel beside the noisy planes; as many come out as one set has."""
+    net = shaken(PlaneUNet(2, (8,), conditions=3, inputs=2))
+    x, c = draw(1, 3, 4, 8, 8), draw(1, 3)
+    assert net(x, c).shape == (1, 3, 2, 8, 8)
+    assert not torch.allclose(net(x, c), net(torch.cat((x[:, :, :2], 0 * x[:, :, 2:]), 2), c), atol=1e-2)
+
+
 def test_networks_that_cannot_be_are_refused():
     for features, channels in ((0, (8,)), (2, ()), (2, (12, 24))):
         with pytest.raises(BadInput, match="PlaneUNet"):

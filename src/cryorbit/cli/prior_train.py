@@ -36,6 +36,7 @@ _TRIPLANES: dict[str, Any] = {
     "voxel_size_A": (3.0, 3.0),
     "map_resolution_A": (6.0, 6.0),
     "shift_A": 0.0,
+    "principal_axes": True,
 }
 
 

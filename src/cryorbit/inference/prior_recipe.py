@@ -73,8 +73,8 @@ class PriorRecipe:
     """Channels of each of three planes."""
     codec_steps: int = 400
     """Batches that the way from maps to planes and back is trained on, before the planes' own network."""
-    principal_axes: bool = True
-    """Maps for planes stand along the structures' principal axes; turned at random otherwise."""
+    principal_axes: bool = False
+    """Maps stand along the structures' principal axes, as planes want them; turned at random otherwise, as images do."""
 
     def __post_init__(self) -> None:
         low, high = self.lengths
@@ -94,6 +94,7 @@ class PriorRecipe:
             voxel_size_A=self.voxel_size_A,
             resolution_A=self.map_resolution_A,
             shift_A=self.shift_A,
+            turned=not self.principal_axes,
         )
 
 
@@ -121,7 +122,7 @@ def make_prior(
 ) -> Iterator[Progress]:
     """Folds procedural proteins, then trains; records of the training carry "validation_dB" where something is held back.
 
-    It is how far the error of the held-back structures lies below that of the Wiener filter (maps) or of a Gaussian of the
+    It is how far the error of the held-back structures lies below that of the Wiener filter (maps, planes) or of a Gaussian of the
     right size (chains), in decibels, averaged over `LEVELS`; of the averaged weights.
 
     Raises
@@ -179,11 +180,8 @@ def _triplanes(
             "planes have one voxel size and one resolution, "
             f"not {recipe.voxel_size_A} and {recipe.map_resolution_A} A. Give --voxel-size-A 3 3 --map-resolution-A 6 6."
         )
-    drawn = replace(recipe.drawn(), turned=not recipe.principal_axes)
-    atoms, held = (
-        [upright(a) if recipe.principal_axes else a for a in some]
-        for some in _fitting(drawn, train, validation, given)
-    )
+    drawn = recipe.drawn()
+    atoms, held = _fitting(recipe, train, validation, given)
     source = DensitySource(atoms, drawn, batch=recipe.batch)
     shape = TriplanePriorShape(
         box=recipe.box,
@@ -207,11 +205,15 @@ def _triplanes(
 
 
 def _fitting(
-    drawn: DensityRange, train: list[Atoms], validation: list[Atoms], given: Structures
+    recipe: PriorRecipe, train: list[Atoms], validation: list[Atoms], given: Structures
 ) -> tuple[list[Atoms], list[Atoms]]:
-    """Structures to train on and to hold back that the box has room for."""
+    """Structures to train on and to hold back that the box has room for, in the orientation that is asked for."""
     atoms, held = (
-        [a for a, fits in zip(all_of, room_for(all_of, drawn), strict=True) if fits]
+        [
+            upright(a) if recipe.principal_axes else a
+            for a, fits in zip(all_of, room_for(all_of, recipe.drawn()), strict=True)
+            if fits
+        ]
         for all_of in (
             [*train, *(c.atoms for c in given.train)],
             [*validation, *(c.atoms for c in given.validation)],
@@ -219,7 +221,7 @@ def _fitting(
     )
     if not atoms:
         raise BadInput(
-            f"no structure fits a box of {drawn.box} voxels of {drawn.voxel_size_A[1]:g} A. Give smaller structures, a "
+            f"no structure fits a box of {recipe.box} voxels of {recipe.voxel_size_A[1]:g} A. Give smaller structures, a "
             "larger --box or larger voxels."
         )
     return atoms, held
@@ -235,9 +237,11 @@ def _task(
         prior = PointPrior(shape, generator=generator)
         held = [*_chains(validation), *given.validation]
         batch = ChainSource(held, batch=8, seed=1)(0) if held else None
-        return PointTask(prior, ChainSource(chains, batch=recipe.batch)), _validation(prior, batch)
+        return PointTask(
+            prior, ChainSource(chains, batch=recipe.batch)
+        ), None if batch is None else Validation(prior, batch)
     drawn = recipe.drawn()
-    atoms, held = _fitting(drawn, train, validation, given)
+    atoms, held = _fitting(recipe, train, validation, given)
     source = DensitySource(atoms, drawn, batch=recipe.batch)
     scale = root_mean_square(source, batches=recipe.measured_batches)
     spectrum = map_spectrum(source, density_scale=scale, batches=recipe.measured_batches)
@@ -251,7 +255,7 @@ def _task(
     )
     prior = VolumePrior(shape, generator=generator)
     batch = DensitySource(held, drawn, batch=8, seed=1)(0) if held else None
-    return VolumeTask(prior, source), _validation(prior, batch)
+    return VolumeTask(prior, source), None if batch is None else Validation(prior, batch)
 
 
 def _chains(atoms: Sequence[Atoms]) -> list[ProteinChain]:
@@ -294,7 +298,3 @@ class Validation:
                 raise BadInput("Validation: structures and prior are of different kinds. Give those of one.")
             found.append(-10 * math.log10(max(float(loss), 1e-12)))
         return sum(found) / len(found)
-
-
-def _validation(prior: PointPrior | VolumePrior, batch: PointBatch | VolumeBatch | None) -> Validation | None:
-    return None if batch is None else Validation(prior, batch)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from cryorbit.data import Atoms
 from cryorbit.errors import BadInput
+from cryorbit.fourier.shells import shell_mean
 from cryorbit.geometry.principal_axes import principal_rotation
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.prior import PriorSettings, TaskLoss, train_prior
 from cryorbit.inference.prior_data import VolumeSource
 from cryorbit.inference.triplane_fit import moved_maps
-from cryorbit.models.score import TrainingNoise, denoising_loss
+from cryorbit.models.score import TrainingNoise
 from cryorbit.models.triplane import moved_planes
 from cryorbit.models.triplane_prior import TriplanePrior
 
@@ -82,13 +83,15 @@ class PlanesTask:
         return self._prior.network.unet
 
     def loss(self, step: int, noise: TrainingNoise, generator: torch.Generator) -> TaskLoss:
-        """Mean square error per element of the whitened planes, over that of a white Gaussian."""
+        """Mean square error per element of the whitened planes, over that of the Wiener filter of their spectrum."""
         weight = next(self._prior.network.parameters())
         with torch.no_grad():
             clean = self._prior.to_latent(self._source(step).density[:, 0].to(weight))
         sigma = noise.draw(torch.ones(len(clean)), generator=generator).to(weight)
         fresh = torch.randn(clean.shape, generator=generator).to(weight)
-        return TaskLoss(denoising_loss(self._prior.denoiser(), clean, fresh, sigma), sigma)
+        found = self._prior.denoise(clean + sigma.view(-1, 1, 1, 1, 1) * fresh, sigma)
+        error = (found.clean - clean).square().flatten(1).mean(1)
+        return TaskLoss(error / found.expected_error**2, sigma)
 
     def prior(self, network: nn.Module) -> TriplanePrior:
         """The same prior with the denoiser of another network."""
@@ -102,17 +105,34 @@ def _with(prior: TriplanePrior, part: str, weights: dict[str, Tensor]) -> Tripla
 
 @torch.no_grad()
 def whitened(prior: TriplanePrior, source: VolumeSource, *, batches: int) -> TriplanePrior:
-    """The prior with mean and standard deviation of each channel of each plane over the first batches in its card."""
+    """The prior with what the planes of the first batches have in common: mean, standard deviations, spectrum."""
     weight = next(prior.network.parameters())
     planes = torch.cat(
         [prior.to_planes(prior.to_latent(source(i).density[:, 0].to(weight))) for i in range(batches)]
     )
-    mean, spread = planes.mean((0, 3, 4)).flatten(), planes.std((0, 3, 4)).flatten()
+    mean = planes.mean(0)
+    spread = (planes - mean).std((0, 3, 4)).clamp_min(1e-3)
+    power = (
+        torch.fft.rfft2((planes - mean) / spread[..., None, None], norm="ortho")
+        .abs()
+        .square()
+        .mean((0, 1, 2))
+    )
+    spectrum = shell_mean(power, n=power.shape[0], ndim=2).clamp_min(1e-6)
+    kept = {"mean": mean, "spread": spread.flatten(), "spectrum": spectrum}
+    return _of_constants(prior, kept, prior.network.codec.state_dict())
+
+
+def _of_constants(prior: TriplanePrior, kept: dict[str, Tensor], codec: dict[str, Tensor]) -> TriplanePrior:
+    """A prior with a codec and constants, its denoiser new."""
     shape = replace(
-        prior.shape, latent_mean=tuple(mean.tolist()), latent_spread=tuple(spread.clamp_min(1e-3).tolist())
+        prior.shape,
+        latent_spread=tuple(kept["spread"].tolist()),
+        latent_spectrum=tuple(kept["spectrum"].tolist()),
     )
     again = TriplanePrior(shape, generator=torch.Generator().manual_seed(1))
-    again.network.codec.load_state_dict(prior.network.codec.state_dict())
+    again.network.codec.load_state_dict(codec)
+    again.network.mean.copy_(kept["mean"])
     again.network.codec.requires_grad_(False)
     return again
 
@@ -145,11 +165,18 @@ class HeldBack:
 
     @torch.no_grad()
     def loss(self, prior: TriplanePrior) -> list[float]:
-        """Of the denoiser at each level; a white Gaussian's is 1."""
+        """Square error of the denoiser at each level over that of the Wiener filter of the planes' spectrum."""
         clean = prior.to_latent(self.density)
         fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-        every = [clean.new_full((len(clean),), level) for level in self.levels]
-        return [float(denoising_loss(prior.denoiser(), clean, fresh, s).mean()) for s in every]
+        found = []
+        for level in self.levels:
+            noisy, sigma = clean + level * fresh, clean.new_full((len(clean),), level)
+            errors = (
+                (estimate - clean).square().mean()
+                for estimate in (prior.denoise(noisy, sigma).clean, prior.start(noisy, sigma).estimate)
+            )
+            found.append(float(next(errors) / next(errors)))
+        return found
 
 
 def _averaged(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -171,7 +198,7 @@ def train_triplanes(
 
     Metrics are those of `train_prior`; of the codec "loss" is the square error of maps over their mean square. With maps
     held back also "validation_pearson", their correlation with what the codec leaves of them, and "validation_dB", how far
-    the error of their planes lies below that of a white Gaussian, averaged over levels of noise; of the averaged weights.
+    the error of their planes lies below that of a Wiener filter, averaged over levels of noise; of the averaged weights.
 
     Parameters
     ----------
@@ -186,7 +213,7 @@ def train_triplanes(
         raise BadInput("train_triplanes: --codec-steps and --measured-batches have to be 1 or more.")
     total = codec_steps + settings.steps
     state = dict(state or {})
-    if "latent_mean" not in state:
+    if "planes.mean" not in state:
         for record in train_prior(
             CodecTask(prior, source), replace(settings, steps=codec_steps), state=state or None
         ):
@@ -198,11 +225,16 @@ def train_triplanes(
                 prior = whitened(record.result, source, batches=measured_batches)
         state = {}
     else:
-        prior = _continued(prior, state)
+        codec, kept = (
+            {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+            for part in ("codec.", "planes.")
+        )
+        prior = _of_constants(prior, kept, codec)
     kept = {
         **{f"codec.{name}": t for name, t in prior.network.codec.state_dict().items()},
-        "latent_mean": torch.tensor(prior.shape.latent_mean, dtype=torch.float64),
-        "latent_spread": torch.tensor(prior.shape.latent_spread, dtype=torch.float64),
+        "planes.mean": prior.network.mean,
+        "planes.spread": torch.tensor(prior.shape.latent_spread, dtype=torch.float64),
+        "planes.spectrum": torch.tensor(prior.shape.latent_spectrum, dtype=torch.float64),
     }
     for record in train_prior(PlanesTask(prior, source), settings, state=state or None):
         if record.result is None:
@@ -210,17 +242,3 @@ def train_triplanes(
             fraction, metrics = min((codec_steps + record.step) / total, 0.99), record.metrics | found
             record = replace(record, fraction=fraction, metrics=metrics, state={**record.state, **kept})
         yield record
-
-
-def _continued(prior: TriplanePrior, state: dict[str, Any]) -> TriplanePrior:
-    """The prior as it stood between the two trainings."""
-    shape = replace(
-        prior.shape,
-        latent_mean=tuple(state["latent_mean"].tolist()),
-        latent_spread=tuple(state["latent_spread"].tolist()),
-    )
-    again = TriplanePrior(shape, generator=torch.Generator().manual_seed(1))
-    codec = {k.removeprefix("codec."): v for k, v in state.items() if k.startswith("codec.")}
-    again.network.codec.load_state_dict(codec)
-    again.network.codec.requires_grad_(False)
-    return again

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cryorbit.errors import BadInput
 from cryorbit.fourier.grid import radius_grid
+from cryorbit.fourier.shells import sample_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,7 @@ class Wiener:
         Standard deviation of the error of `estimate`, the root of the mean of P s^2 / (P + s^2).
     """
 
-    estimate: Float[Tensor, "b 1 n n n"]
+    estimate: Float[Tensor, "b ..."]
     spread: Float[Tensor, "b"]
     into: Float[Tensor, "b"]
     out: Float[Tensor, "b"]
@@ -90,26 +91,33 @@ class MapSpectrum:
         resolution_A: Float[Tensor, "b r"],
     ) -> Wiener:
         """What the spectrum alone says about a map under white noise of this standard deviation per voxel."""
-        box, dims = x.shape[-1], (-3, -2, -1)
-        variance = self.variance(box, voxel_size_A, resolution_A)
-        noise = sigma.view(-1, 1, 1, 1) ** 2
-        gain = variance / (variance + noise)
-        estimate = torch.fft.irfftn(gain[:, None] * torch.fft.rfftn(x, dim=dims), s=(box,) * 3, dim=dims)
-        # The half transform counts all but its first (and, for even boxes, last) plane twice.
-        twice = torch.full((gain.shape[-1],), 2.0).to(gain)
-        twice[0] = 1.0
-        if box % 2 == 0:
-            twice[-1] = 1.0
+        return wiener(x, self.variance(x.shape[-1], voxel_size_A, resolution_A), sigma)
 
-        def mean(of: Tensor) -> Tensor:
-            return (of * twice).sum(dims) / box**3
 
-        return Wiener(
-            estimate,
-            mean(gain * variance).sqrt(),
-            mean(variance + noise).rsqrt(),
-            mean(gain * noise).sqrt(),
-        )
+def wiener(x: Float[Tensor, "b ..."], variance: Float[Tensor, "b ..."], sigma: Float[Tensor, "b"]) -> Wiener:
+    """The filter for a variance of each Fourier term of `rfftn(norm="ortho")` over the last axes, one per sample.
+
+    Parameters
+    ----------
+    x
+        Noisy maps or images, shape (b, *others, n, ..., n).
+    variance
+        Shape (b, n, ..., n // 2 + 1), as many axes as the transform; the same for all others.
+    """
+    box, ndim = x.shape[-1], variance.dim() - 1
+    dims = tuple(range(-ndim, 0))
+    noise = sigma.view(-1, *[1] * ndim) ** 2
+    gain = variance / (variance + noise)
+    wide = gain.view(len(gain), *[1] * (x.dim() - 1 - ndim), *gain.shape[1:])
+    estimate = torch.fft.irfftn(wide * torch.fft.rfftn(x, dim=dims), s=(box,) * ndim, dim=dims)
+    weight = sample_weight(box, ndim=ndim, device=gain.device, dtype=gain.dtype)
+
+    def mean(of: Tensor) -> Tensor:
+        return (of * weight).sum(dims) / box**ndim
+
+    return Wiener(
+        estimate, mean(gain * variance).sqrt(), mean(variance + noise).rsqrt(), mean(gain * noise).sqrt()
+    )
 
 
 def measure_spectrum(

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryorbit.errors import BadFile, BadInput
+from cryorbit.fourier.shells import shell_index
+from cryorbit.models.map_spectrum import Wiener, wiener
 from cryorbit.models.pose_encoder import seeded
 from cryorbit.models.prior_card import VERSION, opened_card
-from cryorbit.models.score import LEVEL_FEATURES, level_features, preconditioning
+from cryorbit.models.score import LEVEL_FEATURES, level_features
 from cryorbit.models.triplane_codec import TriplaneCodec
 from cryorbit.nn.plane_unet import PlaneUNet
 
@@ -39,36 +41,43 @@ class TriplanePriorShape:
     """Channels within encoder and decoder."""
     channels: tuple[int, ...] = (16, 32, 64)
     """Of the denoiser, from the full plane down."""
-    latent_mean: tuple[float, ...] = ()
-    """Of each channel of each plane over the training maps, plane by plane; empty: 0."""
     latent_spread: tuple[float, ...] = ()
-    """Their standard deviations; empty: 1. x = (planes - mean) / spread is what is denoised."""
+    """Standard deviation about the mean planes of each channel of each plane over the training maps; empty: 1."""
+    latent_spectrum: tuple[float, ...] = ()
+    """Power of x = (planes - mean planes) / spread at 0, 1, 2, ... cycles per plane, white noise of variance 1 having 1;
+    empty: 1, and with it the plain preconditioning of EDM."""
 
     def __post_init__(self) -> None:
-        if min(self.voxel_size_A, self.resolution_A, self.density_scale, *self.latent_spread, 1.0) <= 0:
+        positive = (self.voxel_size_A, self.resolution_A, self.density_scale, *self.latent_spread)
+        if min(*positive, *self.latent_spectrum, 1.0) <= 0:
             raise BadInput(
-                "TriplanePriorShape: lengths, density_scale and spreads have to be positive. Measure them on maps."
+                "TriplanePriorShape: lengths, scales, spreads and powers have to be positive. Measure them on maps."
             )
-        for values in (self.latent_mean, self.latent_spread):
-            if len(values) not in (0, 3 * self.features):
-                raise BadInput(
-                    f"TriplanePriorShape: {len(values)} constants for 3 planes of {self.features} channels. Give one each."
-                )
+        if len(self.latent_spread) not in (0, 3 * self.features):
+            raise BadInput(
+                f"TriplanePriorShape: {len(self.latent_spread)} spreads for 3 planes of {self.features} channels. Give one "
+                "each."
+            )
 
 
 class TriplaneNetworks(nn.Module):
-    """The codec, and the denoiser of its planes."""
+    """The codec, the mean of its planes over the training maps, and the denoiser of what is left of them."""
+
+    mean: Tensor
 
     def __init__(self, shape: TriplanePriorShape) -> None:
         super().__init__()
         self.codec = TriplaneCodec(shape.box, shape.features, shape.hidden)
-        self.unet = PlaneUNet(shape.features, shape.channels, conditions=LEVEL_FEATURES)
+        self.register_buffer("mean", torch.zeros(3, shape.features, shape.box, shape.box))
+        self.unet = PlaneUNet(shape.features, shape.channels, conditions=LEVEL_FEATURES, inputs=2)
 
 
 class TriplanePrior:
     """Networks, units and preconditioning: x = (planes of density / density_scale - mean) / spread, (batch, 3, c, n, n).
 
-    D(x; s) = c_skip x + c_out F(c_in x; c_noise) with the coefficients of Karras et al. 2022 for data of unit variance.
+    D(x; s) = W x + c_out F(c_in x, W x / spread) with the Wiener filter W of the planes' spectrum, as maps have it
+    (`models.volume_prior`); for a white spectrum these are the coefficients of Karras et al. 2022. Upright molecules are
+    much alike, so the mean planes hold most of the power; they stand beside the weights, the other constants in the card.
     Weights of new networks are drawn from `generator`, or torch's global state.
     """
 
@@ -80,8 +89,7 @@ class TriplanePrior:
     def to_latent(self, density: Float[Tensor, "b n n n"]) -> Float[Tensor, "b 3 c n n"]:
         """From density as `physics.scatter` makes it to whitened planes."""
         planes = self.network.codec.encoder(density / self.shape.density_scale)
-        mean, spread = self._constants(planes)
-        return (planes - mean) / spread
+        return (planes - self.network.mean) / self._spread(planes)
 
     def to_density(self, x: Float[Tensor, "b 3 c n n"]) -> Float[Tensor, "b n n n"]:
         """From whitened planes to density at the planes' own voxels."""
@@ -89,14 +97,25 @@ class TriplanePrior:
 
     def to_planes(self, x: Float[Tensor, "b 3 c n n"]) -> Float[Tensor, "b 3 c n n"]:
         """From whitened planes to those that the decoder reads."""
-        mean, spread = self._constants(x)
-        return x * spread + mean
+        return x * self._spread(x) + self.network.mean
 
-    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        count = 3 * self.shape.features
-        mean, spread = self.shape.latent_mean or (0.0,) * count, self.shape.latent_spread or (1.0,) * count
-        wide = (3, self.shape.features, 1, 1)
-        return like.new_tensor(mean).view(wide), like.new_tensor(spread).view(wide)
+    def _spread(self, like: Tensor) -> Tensor:
+        spread = self.shape.latent_spread or (1.0,) * (3 * self.shape.features)
+        return like.new_tensor(spread).view(3, self.shape.features, 1, 1)
+
+    def start(self, x: Float[Tensor, "b 3 c n n"], sigma: Float[Tensor, "b"]) -> Wiener:
+        """What the spectrum alone makes of noisy planes."""
+        power = x.new_tensor(self.shape.latent_spectrum or (1.0,))
+        shell = shell_index(x.shape[-1], ndim=2, device=x.device)
+        variance = power[shell.clamp_max(len(power) - 1)]
+        return wiener(x, variance.expand(len(x), *variance.shape), sigma)
+
+    def denoise(self, x: Float[Tensor, "b 3 c n n"], sigma: Float[Tensor, "b"]) -> DenoisedPlanes:
+        """The estimate of clean planes, and how far off the spectrum's own is expected to be."""
+        start = self.start(x, sigma)
+        seen = torch.cat((_wide(start.into) * x, start.estimate / _wide(start.spread)), dim=2)
+        moved = self.network.unet(seen, level_features(torch.log(sigma.clamp_min(1e-8))))
+        return DenoisedPlanes(start.estimate + _wide(start.out) * moved, start.out)
 
     def denoiser(self) -> TriplaneDenoiser:
         """The denoiser of whitened planes; there is nothing to condition on."""
@@ -135,6 +154,14 @@ class TriplanePrior:
 
 
 @dataclass(frozen=True, eq=False)
+class DenoisedPlanes:
+    """The estimate of clean planes, and the standard deviation of the error that the spectrum alone would leave."""
+
+    clean: Float[Tensor, "b 3 c n n"]
+    expected_error: Float[Tensor, "b"]
+
+
+@dataclass(frozen=True, eq=False)
 class TriplaneDenoiser:
     """D(x; sigma) of whitened planes (`models.score.Denoiser`), shape (b, 3, c, n, n)."""
 
@@ -149,9 +176,7 @@ class TriplaneDenoiser:
         self, x: Float[Tensor, "b 3 c n n"], sigma: Float[Tensor, "b"]
     ) -> Float[Tensor, "b 3 c n n"]:
         """Mean of the clean planes given the noisy ones."""
-        c = preconditioning(sigma, 1.0)
-        moved = self.prior.network.unet(_wide(c.into) * x, level_features(4 * c.noise))
-        return _wide(c.skip) * x + _wide(c.out) * moved
+        return self.prior.denoise(x, sigma).clean
 
 
 def _wide(value: Tensor) -> Tensor:

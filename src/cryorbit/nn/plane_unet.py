@@ -72,17 +72,19 @@ class PlaneUNet(nn.Module):
     Parameters
     ----------
     features
-        Channels of each plane that comes in and goes out.
+        Channels of each plane that goes out.
     channels
         Of each level, from the full plane down; each level has half the edge of the one above. At the last one every
         pixel of every plane looks at all others.
     conditions
         Numbers per sample in `forward`'s condition.
+    inputs
+        Sets of planes that are seen at once, one behind the other along their channels.
     """
 
-    def __init__(self, features: int, channels: tuple[int, ...], *, conditions: int) -> None:
+    def __init__(self, features: int, channels: tuple[int, ...], *, conditions: int, inputs: int = 1) -> None:
         super().__init__()
-        if not channels or min(*channels, features, conditions) < 1:
+        if not channels or min(*channels, features, conditions, inputs) < 1:
             raise BadInput(
                 f"PlaneUNet: wanted channels for each level, features and conditions of 1 or more, got {channels}, "
                 f"{features}, {conditions}."
@@ -93,7 +95,7 @@ class PlaneUNet(nn.Module):
         width = 4 * channels[0]
         self.embed = nn.Sequential(nn.Linear(conditions, width), nn.SiLU(), nn.Linear(width, width))
         self.which = nn.Parameter(torch.zeros(3, width))
-        self.stem = nn.Conv2d(features + 2, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(inputs * features + 2, channels[0], 3, padding=1)
         *above, lowest = channels
         self.down = nn.ModuleList(PlaneBlock(c, width) for c in above)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(channels))
@@ -107,9 +109,9 @@ class PlaneUNet(nn.Module):
         silence(self.last)
 
     def forward(
-        self, planes: Float[Tensor, "b 3 c n n"], condition: Float[Tensor, "b d"]
+        self, planes: Float[Tensor, "b 3 d n n"], condition: Float[Tensor, "b k"]
     ) -> Float[Tensor, "b 3 c n n"]:
-        """Planes of the same shape."""
+        """Planes of the same size."""
         n = planes.shape[-1]
         extra = -n % self.multiple
         embedded = nn.functional.silu(self.embed(condition)[:, None] + self.which).flatten(0, 1)
