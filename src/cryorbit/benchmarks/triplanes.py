@@ -31,9 +31,10 @@ from cryorbit.fourier.shells import shell_mean
 from cryorbit.geometry.rotations import random_rotations
 from cryorbit.inference.prior_recipe import HELD_BACK, PriorRecipe, procedural_lengths
 from cryorbit.inference.prior_samples import MAPS, sample_maps, sample_triplanes
-from cryorbit.inference.triplane_fit import fit_triplanes
+from cryorbit.inference.triplane_fit import FittedTriplanes, fit_triplanes
 from cryorbit.inference.triplane_training import upright
 from cryorbit.io.weights import load_weights
+from cryorbit.models.triplane import resample_planes
 from cryorbit.models.triplane_prior import TriplanePrior
 from cryorbit.models.triplane_render import line_integrals, project_triplanes
 from cryorbit.models.volume_prior import VolumePrior
@@ -100,6 +101,7 @@ def fit_rows(proteins: int, box: int) -> Iterator[Row]:
                     middle = time.perf_counter()
                     slices = project_triplanes(fitted.decoder, fitted.planes, pose, pixel_size_A=VOXEL_A)
                     end = time.perf_counter()
+                    finer = _finely(fitted, pose)
                 yield {
                     "protein": i,
                     "box": n,
@@ -107,12 +109,21 @@ def fit_rows(proteins: int, box: int) -> Iterator[Row]:
                     "fit_s": seconds,
                     "pearson": _pearson(fitted.volume().values[None], volume.values[None]).item(),
                     "ray_vs_slice": _relative(rays, slices),
+                    "on_finer_grid": finer,
                     "below_3/4_nyquist": _relative(
                         *(fourier_resample(x, 3 * n // 4, ndim=2) for x in (rays, slices))
                     ),
                     "ray_s": middle - start,
                     "slice_s": end - middle,
                 }
+
+
+def _finely(fitted: FittedTriplanes, pose: Pose) -> float:
+    """How far rays are from slices where both have pixels of half the size, and neither aliases nor cuts; of two views."""
+    box, decoder = 2 * fitted.planes.shape[-1], fitted.decoder
+    planes, few = resample_planes(fitted.planes, box), Pose(pose.rotation[:2], pose.shift_A[:2])
+    rays = line_integrals(decoder, planes, few.rotation)
+    return _relative(rays, project_triplanes(decoder, planes, few, pixel_size_A=VOXEL_A / 2))
 
 
 def sample_rows(priors: list[Path], training: int, samples: int, steps: int) -> Iterator[Row]:

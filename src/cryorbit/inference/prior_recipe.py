@@ -122,8 +122,8 @@ def make_prior(
 ) -> Iterator[Progress]:
     """Folds procedural proteins, then trains; records of the training carry "validation_dB" where something is held back.
 
-    It is how far the error of the held-back structures lies below that of the Wiener filter (maps, planes) or of a Gaussian of the
-    right size (chains), in decibels, averaged over `LEVELS`; of the averaged weights.
+    It is how far the error of the held-back structures lies below that of the Wiener filter (maps, planes) or of a Gaussian
+    of the right size (chains), in decibels, averaged over `LEVELS`; of the averaged weights.
 
     Raises
     ------
