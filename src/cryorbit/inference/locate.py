@@ -40,10 +40,15 @@ class Located:
 
 
 def disk_data(
-    observed: Observations, rows: Int[Tensor, "n"], transforms: Complex[Tensor, "n box half"], radius: float
+    observed: Observations,
+    rows: Int[Tensor, "n"],
+    transforms: Complex[Tensor, "n box half"],
+    radius: float,
+    *,
+    inner: float = 0.5,
 ) -> DiskData:
-    """Whitened half-disk data of images for `refine_poses`."""
-    points = half_disk(radius)
+    """Whitened half-disk data of images for `refine_poses`, from `inner` to `radius` Fourier pixels."""
+    points = half_disk(radius, inner=inner)
     centre = observed.box // 2
     values = transforms[:, points[:, 1].long() + centre, points[:, 0].long()]
     values = observed.undo_odd_phase(values, rows, points)

@@ -1,4 +1,4 @@
-"""The stages of a refinement: a search where poses are wanting, rounds of pose and map, a last pass at full radius."""
+"""The stages of a refinement: a search where poses are wanting, rounds of pose and map, straightening, a last pass."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
 from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block
 from cryorbit.inference.start_maps import below, start_maps, support
+from cryorbit.inference.straightening import follow_pull
 
 GROW_ABOVE = 0.143
 """Correlation of the halves that the radius follows."""
@@ -70,7 +71,10 @@ class RefinementRounds:
         poses = PoseTable.restore(state)
         if state["stage"] == "search":
             yield from self._search(state, poses)
-        while state["stage"] == "refine":
+        while state["stage"] in ("refine", "straighten"):
+            if state["stage"] == "straighten":
+                yield from self._straighten(state, poses)
+                continue
             maps = self._maps_of(state)
             if maps is not None and state["round"] == 2 and not state.get("looked_twice"):
                 yield from self._second_look(state, poses, maps)
@@ -78,6 +82,8 @@ class RefinementRounds:
             reach = reach if maps is not None else self.plan.limit
             yield from self._sweep(state, poses, maps, reach=reach)
             self._learn(state, poses, maps, reach=reach)
+        for spent in ("last0", "last1"):
+            state.pop(spent, None)
         yield from self._sweep(state, poses, None, reach=self.plan.last_shell)
 
     def last_maps(self, state: dict[str, Any]) -> HalfMaps:
@@ -178,8 +184,29 @@ class RefinementRounds:
         state |= {"looked_twice": True, "block": 0}
         del state["doubtful"]
 
+    def _straighten(self, state: dict[str, Any], poses: PoseTable) -> Iterator[Progress]:
+        """Turn views as fine detail pulls them and make new maps; where it does not, the rounds go on."""
+        if state["block"] == 0:  # else the views are turned already, and a run goes on within the sweep
+            maps = self._maps_of(state)
+            assert maps is not None  # rounds came before
+            if not follow_pull(state, self.model, poses, maps, self.group, self.team):
+                self._solved = (state["round"], maps)
+                ends = state["still"] and not state.get("pulls")
+                state |= {"stage": "final" if ends else "refine", "straight": True}
+                return
+            state |= poses.state()
+        yield from self._sweep(state, poses, None, reach=state["last_reach"], label="straightening")
+        state |= {"last0": state.pop("raw0"), "last1": state.pop("raw1"), "block": 0}
+        self._solved = (state["round"], self._solve(state["last0"], state["last1"], state["last_reach"]))
+
     def _sweep(
-        self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps | None, *, reach: int
+        self,
+        state: dict[str, Any],
+        poses: PoseTable,
+        maps: HalfMaps | None,
+        *,
+        reach: int,
+        label: str = "final half maps",
     ) -> Iterator[Progress]:
         """One pass over all images: poses against `maps`, then into the sums of their half out to `reach`."""
         lattice, current, radius = self._lattice(reach), state["round"], state["radius"]
@@ -189,7 +216,7 @@ class RefinementRounds:
             state["blocks"] = even_count(n_blocks, self.team.ranks)
         blocks = balanced_blocks(self.halves, state["blocks"])
         raw = (state["raw0"], state["raw1"])
-        label = "maps of given poses" if not current else f"round {current}" if maps else "final half maps"
+        label = "maps of given poses" if not current else f"round {current}" if maps else label
         motion = SmallMotion.none()
         if maps is not None and maps.halves[0] is not maps.halves[1]:
             motion = motion_between(maps, self.group, box=self.stack.box)
@@ -274,7 +301,7 @@ class RefinementRounds:
             self._measure(state, poses, maps, reach=reach)
         # What decides how the run goes on comes from one process: another processor may round otherwise.
         grown, still = self.team.ranks.agree((grown, still))
-        done = current >= 2 and grown <= radius + 1 and still
+        settled = current >= 2 and grown <= radius + 1
         state |= {
             "last0": state.pop("raw0"),
             "last1": state.pop("raw1"),
@@ -284,9 +311,10 @@ class RefinementRounds:
             "radius": grown,
             **self.model.state(),
         }
-        if done or current >= self.settings.rounds:
+        if settled and not state.get("straight") and current < self.settings.rounds:
+            state |= {"stage": "straighten", "still": still}
+        elif (settled and still) or current >= self.settings.rounds:
             state |= {"stage": "final", "still": still}
-            del state["last0"], state["last1"]
 
     def _measure(self, state: dict[str, Any], poses: PoseTable, maps: HalfMaps, *, reach: int) -> None:
         """Scales, noise and defocus, each half by its own map."""
