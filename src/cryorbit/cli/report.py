@@ -78,6 +78,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     import yaml
 
     from cryorbit.cli.diagnostics import mirror_of, of_diagnostics
+    from cryorbit.cli.flex_files import LATENTS
     from cryorbit.cli.network_panel import of_network
     from cryorbit.cli.outputs import HALF1, HALF2, MAP, TRUTH_CURVE, read_fsc
     from cryorbit.cli.postprocess_files import SHARPENED, of_postprocess
@@ -87,6 +88,8 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     from cryorbit.report.data import ReportData
 
     shown = next((folder / name for name in (MAP, SHARPENED) if (folder / name).exists()), None)
+    if shown is None and (folder / LATENTS).exists():
+        raise BadFile(f"{folder}: a flex run. `cryorbit flex analyze {folder}` writes its report.")
     if shown is None:
         raise BadFile(f"{folder}: no {MAP} in it. Give the folder of a finished run.")
     volume = read_map(shown)
