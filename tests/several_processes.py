@@ -27,7 +27,7 @@ from cryorbit.io.checkpoint import load_state, save_state
 from posed_stacks import PIXEL_A, posed_stack
 
 N, BOX = 256, 32
-REFINEMENT = RefinementSettings(rounds=2, start_resolution_A=30.0, particle_diameter_A=125.0, threads=1)
+REFINEMENT = RefinementSettings(rounds=3, start_resolution_A=30.0, particle_diameter_A=125.0, threads=1)
 ABINITIO = AbinitioSettings(threads=1, starts=2, batches=4, batch_images=25, rounds=1)
 
 

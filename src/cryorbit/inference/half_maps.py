@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -50,37 +51,70 @@ def solve_halves(
     radius
         Shells beyond are zero.
     joined_radius
-        Below this radius the two halves share their sums, so that they stay in register; their correlation says
-        nothing there.
+        Up to this radius the two halves share their sums, so that they stay in register; their correlation says
+        nothing there. 0: nothing is shared.
     team
         Works on the two halves at a time.
     """
     team = team or Workers(None, 1)
-    sums = team.map(lambda r: Sums.of(lattice, r), raw)
-    n_shells = radius + 1
-    weights = team.map(lambda s: lattice.shell_mean(s.weight, n_shells), sums)
+    ranks = team.ranks
+    here = [h for h in (0, 1) if ranks.size == 1 or ranks.rank == h or joined_radius > 0]
+    sums = dict(zip(here, team.map(lambda h: Sums.of(lattice, raw[h]), here), strict=True))
+    n_shells, n, p = radius + 1, lattice.n, lattice.padded
 
-    def unfiltered(half: int) -> Float[Tensor, "n n n"]:
-        return lattice.to_map(sums[half].solve(1e-3 * weights[half] + 1e-20, radius=radius))
+    def unfiltered(half: int) -> tuple[Tensor, ...]:
+        weight = lattice.shell_mean(sums[half].weight, n_shells)
+        return lattice.to_map(sums[half].solve(1e-3 * weight + 1e-20, radius=radius)), weight
 
-    plain = team.map(unfiltered, (0, 1))
+    kinds = [((n, n, n), torch.float32), ((n_shells,), torch.float32)]
+    (first_plain, first_weight), (second_plain, second_weight) = _of_each_half(team, unfiltered, kinds)
+    plain, weights = (first_plain, second_plain), (first_weight, second_weight)
     correlation = shell_correlation(plain[0] * mask, plain[1] * mask, n_shells)
     usable = correlation.clamp(0.005, 0.999)
-    shared = lattice.shells() <= joined_radius
-    numerator = 0.5 * (sums[0].numerator + sums[1].numerator)
-    weight = 0.5 * (sums[0].weight + sums[1].weight)
 
     def regularised(half: int) -> tuple[Tensor, Tensor]:
-        s, w = sums[half], weights[half]
-        joined = Sums(
-            lattice, torch.where(shared, numerator, s.numerator), torch.where(shared, weight, s.weight)
-        )
-        values = lattice.to_map(joined.solve(w * (1 - usable) / usable, radius=radius)) * mask
+        s = sums[half] if joined_radius <= 0 else _joined(sums[half], sums[1 - half], joined_radius)
+        values = lattice.to_map(s.solve(weights[half] * (1 - usable) / usable, radius=radius)) * mask
         return values, lattice.to_half(values)
 
-    (first, first_half), (second, second_half) = team.map(regularised, (0, 1))
-    maps = (plain[0], plain[1])
-    return HalfMaps(lattice, (first_half, second_half), maps, (first, second), correlation)
+    kinds = [((n, n, n), torch.float32), ((p, p, n + 1), torch.complex64)]
+    (first, first_half), (second, second_half) = _of_each_half(team, regularised, kinds)
+    return HalfMaps(lattice, (first_half, second_half), plain, (first, second), correlation)
+
+
+def _joined(own: Sums, other: Sums, radius: float) -> Sums:
+    """Sums of one half, up to a radius the mean of both."""
+    shared = own.lattice.shells() <= radius
+    numerator = torch.where(shared, 0.5 * (own.numerator + other.numerator), own.numerator)
+    weight = torch.where(shared, 0.5 * (own.weight + other.weight), own.weight)
+    return Sums(own.lattice, numerator, weight)
+
+
+def _of_each_half(
+    team: Workers,
+    work: Callable[[int], tuple[Tensor, ...]],
+    kinds: list[tuple[tuple[int, ...], torch.dtype]],
+) -> list[tuple[Tensor, ...]]:
+    """`work` of either half: by threads of one process, or half by half by the first two of several.
+
+    Parameters
+    ----------
+    kinds
+        Shape and type of each tensor that `work` gives; the other processes get the same bits.
+    """
+    ranks = team.ranks
+    if ranks.size == 1:
+        return team.map(work, (0, 1))
+    out: list[tuple[Tensor, ...]] = []
+    for half in (0, 1):
+        if ranks.rank == half:
+            found = tuple(t.contiguous() for t in work(half))
+        else:
+            found = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in kinds)
+        out.append(found)
+    for found in out:
+        ranks.sum_(*found)
+    return out
 
 
 def shell_correlation(
