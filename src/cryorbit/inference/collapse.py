@@ -23,7 +23,9 @@ THRESHOLD = 0.143
 """Of the correlation between halves, below which a prior may not add detail unless asked."""
 
 
-def group_noise(stack: ParticleStack, *, radius_px: float, seed: int = 0) -> Float[Tensor, "groups shells"]:
+def group_noise(
+    stack: ParticleStack, *, radius_px: float, edge_px: float = 4.0, seed: int = 0
+) -> Float[Tensor, "groups shells"]:
     """Noise power per shell of each optics group, from up to 1,000 of its images outside a circle.
 
     Rows in the order of the sorted group numbers, one row if the stack has no groups; units of `physics.noise`. The mean is
@@ -31,8 +33,8 @@ def group_noise(stack: ParticleStack, *, radius_px: float, seed: int = 0) -> Flo
 
     Parameters
     ----------
-    radius_px
-        Of the circle that particles lie in.
+    radius_px, edge_px
+        Of the circle that particles lie in, and how much farther out its mask reaches 1.
     """
     generator = torch.Generator().manual_seed(seed)
     index = group_index(stack)
@@ -40,7 +42,7 @@ def group_noise(stack: ParticleStack, *, radius_px: float, seed: int = 0) -> Flo
     for g in range(int(index.max()) + 1):
         rows = torch.nonzero(index == g)[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator)[:_SAMPLE]].sort().values
-        power = noise_spectrum(stack.images[rows], radius_px=radius_px).power
+        power = noise_spectrum(stack.images[rows], radius_px=radius_px, edge_px=edge_px).power
         power[:2] = power[2]
         out.append(power)
     return torch.stack(out)
