@@ -210,6 +210,17 @@ def test_particles_of_no_use_are_refused_and_leave_nothing(shell, simulated, pri
     assert not out.exists()
 
 
+def test_a_folder_of_samples_of_ones_own_is_not_replaced(shell, simulated, prior, tmp_path):
+    mine = tmp_path / "run" / "samples" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    given = ("prior", "reconstruct", simulated / "truth.star", "-o", tmp_path / "run", "--prior", prior)
+    code, _, told = shell(*given, *FAST)
+    assert code == 2
+    assert "holds another run (samples)" in told
+    assert mine.read_text() == "mine"
+
+
 def half_maps(folder, *, noise: float) -> tuple[Volume, list]:
     axis = torch.arange(16) - 8.0
     r2 = axis[:, None, None] ** 2 + (axis[:, None] * 1.4) ** 2 + axis**2

@@ -115,7 +115,9 @@ def test_an_abandoned_start_leaves_nothing(tmp_path):
     """What fails before the first checkpoint takes back its folder; a resumable run stays."""
     failed = start(tmp_path / "run")
     (tmp_path / "run" / "map.mrc").write_text("the next file found no room")
-    failed.abandon(["map.mrc", "half1.mrc"])
+    (tmp_path / "run" / "samples").mkdir()
+    (tmp_path / "run" / "samples" / "sample_001.mrc").write_text("so was this")
+    failed.abandon(["map.mrc", "half1.mrc", "samples"])
     assert not (tmp_path / "run").exists()
     run = start(tmp_path / "run")
     run.save({"total": torch.zeros(1)})

@@ -27,7 +27,7 @@ MAPS = (
     "data_half1.mrc",
     "data_half2.mrc",
 )
-OUTPUTS = (*MAPS, FSC, FSC_POSTERIOR, REPORT)
+OUTPUTS = (*MAPS, SAMPLES, FSC, FSC_POSTERIOR, REPORT)
 
 
 def write_reconstruction(folder: RunFolder, result: PriorReconstruction, settings: Settings) -> None:

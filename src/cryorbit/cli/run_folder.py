@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -188,9 +189,12 @@ class RunFolder:
         (self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def abandon(self, outputs: Iterable[str] = ()) -> None:
-        """Take back `outputs`, and the run's own files too if there is nothing to resume."""
+        """Take back `outputs`, files or folders, and the run's own files too if there is nothing to resume."""
         for name in outputs:
-            (self.path / name).unlink(missing_ok=True)
+            if (self.path / name).is_dir():
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            else:
+                (self.path / name).unlink(missing_ok=True)
         if (self.path / CHECKPOINT).exists() or not self.fresh:
             return
         for name in OF_A_RUN:
