@@ -249,6 +249,18 @@ def test_half_maps_are_denoised(shell, prior, tmp_path):
     assert "--overwrite" in told
 
 
+@pytest.mark.parametrize("option", ["--contrast", "--resolution-A"])
+def test_denoising_offers_no_option_of_images(shell, prior, tmp_path, option):
+    """What half maps cannot obey is refused, not left undone."""
+    _, paths = half_maps(tmp_path, noise=0.5)
+    value = {"--contrast": "dark", "--resolution-A": 60}[option]
+    given = ("prior", "denoise", *paths, "-o", tmp_path / "o.mrc", "--prior", prior, *FAST)
+    code, _, told = shell(*given, option, value)
+    assert code == 2
+    assert option in told
+    assert not (tmp_path / "o.mrc").exists()
+
+
 def test_the_same_half_map_twice_is_refused(shell, prior, tmp_path):
     _, paths = half_maps(tmp_path, noise=0.5)
     code, _, told = shell("prior", "denoise", paths[0], paths[0], "-o", tmp_path / "o.mrc", "--prior", prior)

@@ -13,7 +13,7 @@ from cryorbit.cli.config import Flat
 from cryorbit.cli.map_files import OutMap
 from cryorbit.cli.options import ConfigOptions, set_threads
 from cryorbit.cli.prior_files import PriorFile
-from cryorbit.inference.half_posteriors import PriorReconstructionSettings
+from cryorbit.inference.half_posteriors import HalvesSettings
 from cryorbit.inference.posterior import PosteriorSettings
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ class Settings:
     """Map to write; its spread goes beside it with _spread in its name."""
     prior: PriorFile = None
     """The prior.safetensors of `prior train`; the shipped prior of maps unless given."""
-    inference: Annotated[PriorReconstructionSettings, Flat] = field(
-        default_factory=lambda: PriorReconstructionSettings(half_samples=2)
-    )
+    inference: Annotated[HalvesSettings, Flat] = field(default_factory=lambda: HalvesSettings(half_samples=2))
     sampling: Annotated[PosteriorSettings, Flat] = field(
         default_factory=lambda: PosteriorSettings(samples=4, steps=30)
     )

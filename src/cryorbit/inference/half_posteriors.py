@@ -45,24 +45,20 @@ MethodName = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorReconstructionSettings:
-    """How particles and prior are put together."""
+class HalvesSettings:
+    """How two halves of the data and a prior are put together, whether they come as images or as maps."""
 
     method: MethodName = "diffpir"
     """Sampler. diffpir: a point estimate, whose spread is too small; diffpir-draw and split-gibbs: honest spread."""
-    contrast: Contrast = "auto"
-    """Whether protein is light or dark in the images."""
     particle_diameter_A: float | None = None
     """Of the particle; measured unless given."""
-    resolution_A: float | None = None
-    """Low pass of the prior's maps; the finest that prior and voxels allow unless given."""
     gain: float | None = None
-    """Grey value per volt of the images; fitted unless given. 1 for images simulated from potentials in volts."""
+    """Grey value per volt of the images or maps; fitted unless given. 1 for images simulated from potentials in volts."""
     prior_error: float | None = None
     """How far the prior's maps may be wrong inside the molecule, in standard deviations of its maps; chosen on held-out
-    images unless given. 0 believes the prior."""
+    data unless given. 0 believes the prior."""
     half_samples: int = 4
-    """Samples for each half of the images."""
+    """Samples for each half of the data."""
 
     def __post_init__(self) -> None:
         gain = 1.0 if self.gain is None else self.gain
@@ -70,6 +66,16 @@ class PriorReconstructionSettings:
             raise BadInput(
                 "Wanted --half-samples of 1 or more, --gain above 0 and --prior-error of 0 or more. Correct them."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorReconstructionSettings(HalvesSettings):
+    """The same of particle images."""
+
+    contrast: Contrast = "auto"
+    """Whether protein is light or dark in the images."""
+    resolution_A: float | None = None
+    """Low pass of the prior's maps; the finest that prior and voxels allow unless given."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,7 +131,7 @@ class PosteriorTask:
     """A prior, and the halves in its unit; `images` is 0 where they come from maps."""
 
     prior: VolumePrior
-    settings: PriorReconstructionSettings
+    settings: HalvesSettings
     sampling: PosteriorSettings
     grid: PriorGrid
     halves: Halves

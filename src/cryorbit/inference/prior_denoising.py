@@ -21,9 +21,9 @@ from cryorbit.fourier.resample import fourier_resample
 from cryorbit.fourier.shells import shell_mean, spread_shells
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.half_posteriors import (
+    HalvesSettings,
     PosteriorTask,
     PriorReconstruction,
-    PriorReconstructionSettings,
     posterior_of_halves,
 )
 from cryorbit.inference.posterior import PosteriorSettings
@@ -91,7 +91,7 @@ def denoise_halves(
     first: Volume,
     second: Volume,
     prior: VolumePrior,
-    settings: PriorReconstructionSettings,
+    settings: HalvesSettings,
     sampling: PosteriorSettings,
     *,
     source: str = "half maps",
