@@ -8,6 +8,7 @@ import torch
 from cryorbit.data import Pose
 from cryorbit.geometry.stretch import stretch_equations, stretch_of, stretched, typical_turn
 from cryorbit.inference.engine import workers
+from cryorbit.inference.ranks import Ranks
 from cryorbit.inference.refinement_rounds import RefinementRounds
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.rounds import PoseTable
@@ -113,7 +114,24 @@ def test_a_run_goes_on_in_the_midst_of_straightening(stack):
     assert torch.equal(again, whole)
 
 
-def test_a_cubic_particle_has_no_stretch():
+def test_whether_to_follow_is_the_first_process_word(stack):
+    """One process that goes on alone would wait for the others for ever."""
+
+    class Second(Ranks):
+        def agree(self, value):
+            return False if isinstance(value, bool) else value
+
+    with workers(1, Second()) as team:
+        run, state = rounds_of(stack, stretched(stack.rotation, STRETCH), team)
+        state["radius"] = run.plan.start_radius
+        poses = PoseTable.restore(state)
+        poses.angle_sd_deg[:] = 0.0
+        assert not follow_pull(state, run.model, poses, maps_of(run, state), run.group, team)
+        assert "pulls" not in state
+
+
+def test_no_pull_has_no_strength():
+    """Of a cubic particle, for one: neither a nan nor a pull."""
     assert Pull(torch.zeros(2, 3, 3, dtype=torch.float64)).strength_deg() == 0
 
 

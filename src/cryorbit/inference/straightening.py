@@ -79,7 +79,8 @@ def follow_pull(
     pull = pull_of(
         model, poses, maps, group, radius=state["radius"], shift_sd_px=state["shift_sd_px"], team=team
     )
-    if pull.strength_deg() <= WORTH * float(poses.angle_sd_deg.median()):
+    # What decides how the run goes on comes from one process: another processor may round otherwise.
+    if not team.ranks.agree(pull.strength_deg() > WORTH * float(poses.angle_sd_deg.median())):
         return False
     gain = pull.gain_after(Pull(state["pull"]), state["pull_gain"]) if "pull" in state else 1.0
     for half in (0, 1):
