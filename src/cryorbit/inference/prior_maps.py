@@ -16,7 +16,7 @@ from cryorbit.models.map_spectrum import MapSpectrum
 
 @dataclass(frozen=True, eq=False)
 class DataOnly:
-    """The Wiener filter's map, and the standard deviation of a voxel of it, one for all."""
+    """The Wiener filter's map, and the standard deviation of its error per voxel, one for all voxels."""
 
     map: Float[Tensor, "n n n"]
     deviation: float
@@ -31,12 +31,17 @@ def data_only(
     ----------
     data
         In the spectrum's unit.
+    cutoff_A
+        Low pass of the map; its deviation is from the truth through the same. None: none.
     """
     size, limit = (torch.tensor(v, dtype=torch.float32) for v in (data.pixel_size_A, resolution_A))
     power = spectrum.variance(data.box, size[None], limit[None, None])[0].to(data.weight)
     extra = 1 / power.clamp_min(1e-12 * float(power.max()))
     found = solve_precision(data, data.back_projection, extra, tolerance=1e-3, steps=200)
-    left = (1 / (data.weight + extra)).double()
+    point = torch.zeros((data.box,) * 3, dtype=torch.float64)
+    point[0, 0, 0] = 1.0
+    passed = torch.fft.rfftn(cut(point, cutoff_A, data.pixel_size_A)).real.to(data.weight.device)
+    left = (1 / (data.weight + extra)).double() * passed.square()
     twice = torch.full((left.shape[-1],), 2.0, dtype=torch.float64).to(left)
     twice[0] = 1.0
     if data.box % 2 == 0:
