@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
+from cryorbit.io.atoms import write_atoms
 from cryorbit.io.weights import save_weights
+from cryorbit.models.point_prior import PointPrior, PointPriorShape
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+from cryorbit.physics.procedural_protein import procedural_protein
 
 
 @pytest.fixture
@@ -36,6 +39,21 @@ def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path,
             "chance, another protein",
             "diffpir-spectrum-draw",
         ]
+
+
+def test_bench_prior_refuses_what_the_prior_of_chains_was_trained_on(shell, tmp_path, tiny):
+    """As what the prior of maps was; before any row is made."""
+    folder = tmp_path / "structures"
+    folder.mkdir()
+    write_atoms(folder / "2xyz.pdb", procedural_protein(40, seed=1))
+    chains = PointPrior(PointPriorShape(hidden=4, layers=1), generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "chains.safetensors"
+    save_weights(path, chains.tensors(), chains.card(), about={"structures": {"train": ["2xyz_A"]}})
+    line = ["bench", "prior", "--json", tmp_path / "o.json", "--prior", tiny, "--structures", folder]
+    code, _, error = shell(*line, "--proteins", "2xyz", "--task", "units", "--chain-prior", path)
+    assert code == 2
+    assert "trained on it" in error
+    assert not (tmp_path / "o.json").exists()
 
 
 def test_bench_prior_refuses_a_name_that_is_no_length(shell, tmp_path, tiny):

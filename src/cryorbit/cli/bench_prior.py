@@ -75,7 +75,8 @@ def run(settings: Settings) -> int:
     if settings.max_minutes <= 0:
         raise BadInput(f"--max-minutes {settings.max_minutes:g}: wanted some time.")
     set_threads(1)
-    proteins = benchmark_proteins(settings.structures, settings.proteins, seen=trained_on(settings.prior))
+    seen = [*trained_on(settings.prior), *trained_on(settings.chain_prior)]
+    proteins = benchmark_proteins(settings.structures, settings.proteins, seen=seen)
     bench = Bench(
         load_volume_prior(settings.prior),
         proteins,
