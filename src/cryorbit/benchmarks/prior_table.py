@@ -106,7 +106,9 @@ def map_verdict(rows: Sequence[Row], prior: str) -> list[str]:
 
 
 def _gain(rows: list[Row], views: int, where: str) -> list[str]:
-    """Over cells where both ran."""
+    """Over the proteins and seeds that samplers ran on: a benchmark cut short has maps without a prior of more."""
+    cells = {(r["protein"], r["seed"]) for r in rows if r["method"] in SAMPLERS}
+    rows = [r for r in rows if (r["protein"], r["seed"]) in cells]
     ours = _best(rows, lambda m: m in SAMPLERS and _everywhere(rows, m))
     blind = _best(rows, lambda m: m in NO_PRIOR and not m.endswith(ORACLE))
     known = _best(rows, lambda m: m in NO_PRIOR)

@@ -20,15 +20,16 @@ from torch import Tensor
 
 from cryorbit.analysis.chain_comparison import compare_chains
 from cryorbit.analysis.chain_scores import radius_of_gyration
-from cryorbit.benchmarks.prior_proteins import Protein, made_up
+from cryorbit.benchmarks.prior_proteins import Protein
 from cryorbit.benchmarks.prior_table import bar
-from cryorbit.data import ProteinChain
 from cryorbit.errors import BadInput
 from cryorbit.geometry.rotations import random_rotations
 from cryorbit.inference.prior import PointTask, PriorSettings, train_prior
 from cryorbit.inference.prior_data import ChainSource
 from cryorbit.inference.prior_sampling import noise_levels
+from cryorbit.io.structure_folder import protein_chains
 from cryorbit.models.point_prior import PointDenoiser, PointPrior, PointPriorShape
+from cryorbit.physics.procedural_protein import procedural_protein
 
 Row = dict[str, Any]
 
@@ -68,12 +69,12 @@ class UnitsTask:
 
 
 def small_point_prior(steps: int, *, chains: int = 64, residues: int = 64) -> PointPrior:
-    """A prior of chains made on the spot from procedural proteins of 64 residues: minutes on one core."""
-    found = made_up([str(residues)] * chains)
-    known = [
-        ProteinChain(p.name, "A" * p.residues, p.ca_A, torch.arange(1, p.residues + 1), p.atoms)
-        for p in found
-    ]
+    """A prior of chains made on the spot from procedural proteins of 64 residues: minutes on one core.
+
+    Their seeds are those of training: a benchmark's own would give the first secondary structure of its own proteins.
+    """
+    made = [procedural_protein(residues, seed) for seed in range(chains)]
+    known = [chain for i, atoms in enumerate(made) for chain in protein_chains(atoms, f"procedural{i}")]
     prior = PointPrior(PointPriorShape(), generator=torch.Generator().manual_seed(0))
     task = PointTask(prior, ChainSource(known, batch=8, longest=residues, seed=1))
     result = None
