@@ -261,6 +261,16 @@ def test_denoising_offers_no_option_of_images(shell, prior, tmp_path, option):
     assert not (tmp_path / "o.mrc").exists()
 
 
+def test_half_maps_that_share_nothing_are_refused(shell, prior, tmp_path):
+    _, paths = half_maps(tmp_path, noise=0.5)
+    write_map(tmp_path / "dark.mrc", Volume(-read_map(paths[1]).values, 20.0))
+    given = ("prior", "denoise", paths[0], tmp_path / "dark.mrc", "-o", tmp_path / "o.mrc", "--prior", prior)
+    code, _, told = shell(*given)
+    assert code == 2
+    assert "share no density" in told
+    assert "half1.mrc" in told
+
+
 def test_the_same_half_map_twice_is_refused(shell, prior, tmp_path):
     _, paths = half_maps(tmp_path, noise=0.5)
     code, _, told = shell("prior", "denoise", paths[0], paths[0], "-o", tmp_path / "o.mrc", "--prior", prior)

@@ -109,7 +109,7 @@ def denoise_halves(
             "Give two half maps of one reconstruction."
         )
     box, diameter_A = first.box, settings.particle_diameter_A
-    radius_A = molecule_radius_A(first, second) if diameter_A is None else diameter_A / 2
+    radius_A = molecule_radius_A(first, second, source=source) if diameter_A is None else diameter_A / 2
     first, second = (crop_map(v, box=field_px(v, prior, radius_A)) for v in (first, second))
     grid = denoising_grid(first, prior, source=source)
     halves, maps = halves_of_maps(first, second, grid, source=source)
@@ -184,8 +184,14 @@ def field_px(volume: Volume, prior: VolumePrior, radius_A: float) -> int:
     return min(volume.box, wanted)
 
 
-def molecule_radius_A(first: Volume, second: Volume) -> float:
-    """Radius about the middle that holds 95 % of what the halves share at 15 A, and a fifth more; at most the box's."""
+def molecule_radius_A(first: Volume, second: Volume, *, source: str = "half maps") -> float:
+    """Radius about the middle that holds 95 % of what the halves share at 15 A, and a fifth more; at most the box's.
+
+    Raises
+    ------
+    BadInput
+        If they share nothing.
+    """
     n, voxel = first.box, first.pixel_size_A
     smooth = [
         low_pass(v.values.float(), resolution_A=max(15.0, 4 * voxel), pixel_size_A=voxel, ndim=3)
@@ -193,6 +199,11 @@ def molecule_radius_A(first: Volume, second: Volume) -> float:
     ]
     distance = radius_grid(n, ndim=3, layout="centred").round().long().flatten()
     shared = torch.bincount(distance, weights=(smooth[0] * smooth[1]).flatten().double())[: n // 2].cumsum(0)
+    if not float(shared.max()) > 0:
+        raise BadInput(
+            f"{source}: the halves share no density, so the molecule cannot be found. Are they of one "
+            "reconstruction, and of one hand and contrast?"
+        )
     reached = torch.nonzero(shared >= 0.95 * shared.max())[:, 0]
     return min(1.2 * (float(reached[0]) + 1), n / 2) * voxel
 
