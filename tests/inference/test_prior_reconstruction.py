@@ -15,7 +15,7 @@ from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
 from cryorbit.physics.simulate import simulate
 from cryorbit.physics.stack_plan import SimulationSettings
 
-N, VOXEL_A = 12, 20.0
+N, VOXEL_A = 16, 20.0
 HOW = PriorReconstructionSettings(method="diffpir-spectrum-draw", half_samples=2)
 SAMPLING = PosteriorSettings(samples=2, steps=3)
 
