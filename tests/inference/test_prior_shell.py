@@ -70,6 +70,14 @@ def test_a_grid_holds_the_particle_at_the_finest_voxels_the_prior_knows():
         grid_for(SHAPE, box=32, pixel_size_A=5.0, diameter_A=100.0)
 
 
+@pytest.mark.parametrize("resolution_A", [5.1, 20.0])
+def test_a_resolution_that_the_prior_does_not_know_is_refused(resolution_A):
+    """Its maps went through 6 to 12 A: what is sharper or smoother is none of them."""
+    with pytest.raises(BadInput, match="6 to 12 A"):
+        grid_for(SHAPE, box=64, pixel_size_A=1.5, diameter_A=40.0, resolution_A=resolution_A)
+    assert grid_for(SHAPE, box=64, pixel_size_A=1.5, diameter_A=40.0, resolution_A=9.0).resolution_A == 9.0
+
+
 @pytest.mark.parametrize("box", [40, 41])
 def test_the_true_map_explains_images_as_well_as_their_measured_noise_allows(box):
     """chi^2 per number is 1 within 0.012, three standard deviations: no signal is taken for noise, at SNR 0.1 with CTF."""

@@ -78,7 +78,7 @@ def grid_for(
     Raises
     ------
     BadInput
-        If the particle is too large for the prior, or the pixels too coarse.
+        If the particle is too large for the prior, the pixels too coarse, or the resolution is none that it knows.
     """
     field_A = box * pixel_size_A
     finest, coarsest = shape.voxel_size_A
@@ -102,6 +102,12 @@ def grid_for(
     if resolution < 1.999 * voxel:
         raise BadInput(
             f"{source}: --resolution-A {resolution:g} is finer than two voxels of {voxel:.3g} A. Give {2 * voxel:.3g}."
+        )
+    fine, coarse = shape.resolution_A
+    if resolution_A is not None and not 0.95 * fine <= resolution_A <= 1.05 * coarse:
+        raise BadInput(
+            f"{source}: --resolution-A {resolution_A:g}, but this prior's maps were low-passed to {fine:g} to {coarse:g} A. "
+            "Give one of these, or leave it out."
         )
     return PriorGrid(min(shape.box, images_px), voxel, images_px, resolution)
 
