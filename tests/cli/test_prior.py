@@ -139,6 +139,10 @@ def test_maps_are_sampled_with_scores(shell, prior, tmp_path):
     code, _, told = shell("prior", "sample", prior, "-o", out)
     assert code == 2
     assert "--overwrite" in told
+    code, _, told = shell("prior", "sample", prior, "-o", tmp_path / "more", "--residues", 50)
+    assert code == 2
+    assert "--residues" in told
+    assert not (tmp_path / "more").exists()
 
 
 def test_chains_are_sampled_with_scores(shell, tmp_path):

@@ -42,8 +42,8 @@ class Settings:
     """Low-pass that the maps shall look like; any that the prior knows unless given, of tri-planes their own."""
     box: int | None = None
     """Edge of the maps in voxels; the prior's own unless given."""
-    residues: tuple[int, ...] = (100,)
-    """Residues of each chain of a molecule, for a prior of chains."""
+    residues: tuple[int, ...] = ()
+    """Residues of each chain of a molecule, for a prior of chains; one of 100 unless given."""
     steps: int = 80
     """Levels of noise, two network passes each."""
     seed: int = 0
@@ -103,6 +103,10 @@ def maps(prior: VolumePrior | TriplanePrior, settings: Settings, folder: Path) -
     from cryorbit.io.mrc import write_map
     from cryorbit.models.triplane_prior import TriplanePrior
 
+    if settings.residues:
+        raise BadInput(
+            "--residues: a prior of maps, which draws proteins of any size. Leave it out, or give a prior of --kind points."
+        )
     given: dict[str, Any] = {
         "count": settings.count,
         "resolution_A": settings.resolution_A,
@@ -135,14 +139,15 @@ def chains(prior: PointPrior, settings: Settings, folder: Path) -> pd.DataFrame:
         raise BadInput(
             f"{settings.prior}: a prior of chains, which knows no voxels. Leave out voxel size, resolution and box."
         )
+    residues = settings.residues or (100,)
     how = SampleSettings(steps=settings.steps, seed=settings.seed)
-    found = sample_chains(prior, settings.residues, count=settings.count, settings=how).cpu()
+    found = sample_chains(prior, residues, count=settings.count, settings=how).cpu()
     generator = torch.Generator().manual_seed(settings.seed)
     rows = []
     for number, ca in enumerate(found, start=1):
         name = f"sample_{number:03d}.pdb"
-        write_atoms(folder / name, traces(ca, settings.residues))
-        for chain, part in enumerate(ca.split(list(settings.residues))):
+        write_atoms(folder / name, traces(ca, residues))
+        for chain, part in enumerate(ca.split(list(residues))):
             scores = asdict(score_chain(part, generator=generator))
             rows.append({"file": name, "chain": _LETTERS[chain % 26], **scores})
     return pd.DataFrame(rows)
