@@ -37,6 +37,7 @@ from cryorbit.benchmarks.prior_units import (
     units_verdict,
 )
 from cryorbit.benchmarks.score import ScoreFile
+from cryorbit.errors import BadInput
 from cryorbit.models.point_prior import PointPrior
 from cryorbit.models.volume_prior import VolumePrior
 
@@ -69,6 +70,27 @@ class Bench:
             self.scores.add(row)
             self.say(line(row))
 
+    def known(self, key: Row) -> bool:
+        """Whether the row is in the file.
+
+        Raises
+        ------
+        BadInput
+            If it is, but was sampled to another plan: it would stand for what was asked for now.
+        """
+        row = self.scores.find(key)
+        if row is None:
+            return False
+        plan = self.plan.settings(key["method"], key["seed"])
+        asked = {"steps": plan.steps, "samples": plan.samples}
+        held = {name: row.get(name, value) for name, value in asked.items()}
+        if held != asked:
+            raise BadInput(
+                f"{self.scores.path}: holds rows of {key['method']} of {held['steps']} steps and {held['samples']} samples, "
+                f"not {asked['steps']} and {asked['samples']}. Give --steps and --samples as they were, or another --json."
+            )
+        return True
+
     def each(self, cells: Sequence[Any], work: Callable[[Any], None]) -> None:
         """Work on cells, `jobs` at a time, until time is up; the first error ends it."""
 
@@ -89,7 +111,7 @@ def run_maps(bench: Bench, task: MapTask, methods: Sequence[str] = ()) -> None:
 
     def work(cell: MapCell) -> None:
         for method in methods_for(cell, task, methods, prior=bench.prior is not None):
-            if bench.scores.has(cell.key(method, bench.name)):
+            if bench.known(cell.key(method, bench.name)):
                 continue
             bench.take([cell.row(method, cell.run(method, bench.prior, bench.plan), bench.name)])
 
@@ -101,7 +123,7 @@ def run_halves(bench: Bench, task: HalvesTask) -> None:
     prior = bench.prior
 
     def work(cell: HalvesCell) -> None:
-        if prior is not None and not bench.scores.has(cell.key(DENOISED, bench.name)):
+        if prior is not None and not bench.known(cell.key(DENOISED, bench.name)):
             bench.take(cell.rows(prior, bench.name, bench.plan))
 
     bench.each(halves_cells(bench.proteins, task, bench.grid), work)
@@ -123,7 +145,7 @@ def run_cost(bench: Bench, task: CostTask) -> None:
     """Rows of the cost that are not in the file yet; one at a time, since they are timed."""
     for n in task.particles:
         cell = CostCell(bench.proteins[0], bench.grid, n)
-        if bench.prior is not None and not bench.scores.has(cell.key(bench.name)):
+        if bench.prior is not None and not bench.known(cell.key(bench.name)):
             bench.take([cell.row(bench.prior, bench.name, steps=bench.plan.steps)])
 
 
