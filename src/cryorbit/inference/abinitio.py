@@ -29,10 +29,11 @@ from cryorbit.inference.half_sets import half_sets
 from cryorbit.inference.lattice import Lattice, on_image_grid
 from cryorbit.inference.locate import locate
 from cryorbit.inference.memory import free_bytes, require_memory
-from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe, support_mask
+from cryorbit.inference.observations import Contrast, Observations, contrast_of, observe
 from cryorbit.inference.ranks import Deal, Ranks, even_count
 from cryorbit.inference.ring_em import View, crop_small, level_for, make_view
 from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block
+from cryorbit.inference.start_maps import support
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +284,7 @@ class _Run:
         return Lattice(min(2 * (radius + 2), self.stack.box + self.stack.box % 2))
 
     def _mask(self, lattice: Lattice) -> Tensor:
-        radius = self.plan.mask_room * self.observed.particle_radius_px
-        return support_mask(lattice.n, radius * lattice.n / self.observed.box)
+        return support(lattice, self.observed)
 
     def _sweep(
         self,
