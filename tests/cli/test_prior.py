@@ -74,7 +74,7 @@ def test_presets_set_defaults_and_the_command_line_wins(shell):
     assert "steps: 7" in out
     _, out, _ = shell("prior", "train", "-o", "x", "--preset", "shipped-32", "--print-config")
     assert "noise_centre: 0.5" in out
-    assert "steps: 1000" in out
+    assert "steps: 4000" in out
 
 
 PLANES = (

@@ -25,7 +25,7 @@ OUTPUTS = (PRIOR, LISTING)
 
 def _of_maps() -> PriorSettings:
     return PriorSettings(
-        steps=1000, learning_rate=2e-3, warm_up=100, average=0.999, noise_centre=0.5, noise_spread=2.0
+        steps=4000, learning_rate=2e-3, warm_up=100, average=0.999, noise_centre=0.5, noise_spread=2.0
     )
 
 
