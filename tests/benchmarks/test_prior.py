@@ -121,6 +121,16 @@ def test_costly_samplers_run_on_the_first_proteins_only(protein):
     assert not set(methods_for(cells[0], task, (), prior=False)) & set(MORE)
 
 
+def test_proteins_of_one_seed_are_seen_from_directions_of_their_own():
+    first, second = made_up(["40", "41"])
+    poses = [
+        MapCell(p, [first, second], GRID, 3, 1.0, 0).unguided.views.pose.rotation
+        for p in (first, second, first)
+    ]
+    assert torch.equal(poses[0], poses[2])
+    assert not torch.equal(poses[0], poses[1])
+
+
 def test_rows_of_a_sampler_are_those_of_its_prior(protein, prior):
     """The row has every field that issue and table name; another prior's row is another row."""
     cell = MapCell(protein, [protein], GRID, 3, 1.0, 0)

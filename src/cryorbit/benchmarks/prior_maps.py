@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,12 @@ class MapCell:
     def unguided(self) -> Unguided:
         """The images, and what is known of maps without a learned prior."""
         drawn = draw_views(
-            self.truth, pixel_size_A=self.grid.voxel_size_A, views=self.views, snr=self.snr, seed=self.seed
+            self.truth,
+            pixel_size_A=self.grid.voxel_size_A,
+            views=self.views,
+            snr=self.snr,
+            # Each protein's own, or the spread over proteins would hold none of the views'.
+            seed=zlib.crc32(f"{self.protein.name} {self.seed}".encode()),
         )
         return Unguided(drawn, self.truth)
 
