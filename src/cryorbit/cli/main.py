@@ -56,7 +56,10 @@ SUBVERBS: dict[str, dict[str, tuple[str, str]]] = {
         "reconstruct": ("flex_reconstruct", "one sharper map of all images, the motion taken out"),
     },
     "prior": {
-        "train": ("prior_train", "learn maps, chains or tri-planes from procedural proteins and a folder of structures"),
+        "train": (
+            "prior_train",
+            "learn maps, chains or tri-planes from procedural proteins and a folder of structures",
+        ),
         "sample": (
             "prior_sample",
             "draw maps (.mrc) or chains (.pdb) of no protein in particular, with scores",
