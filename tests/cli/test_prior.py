@@ -10,12 +10,14 @@ import torch
 
 from cryorbit.cli.prior_files import load_prior
 from cryorbit.data import Volume
-from cryorbit.io.atoms import read_atoms
+from cryorbit.io.atoms import read_atoms, write_atoms
+from cryorbit.io.checkpoint import load_state
 from cryorbit.io.mrc import read_map, write_map
 from cryorbit.io.weights import save_weights
 from cryorbit.models.point_prior import PointPrior, PointPriorShape
 from cryorbit.models.triplane_prior import TriplanePrior
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+from cryorbit.physics.procedural_protein import procedural_protein
 
 TINY = (
     "--proteins 3 --held-back 1 --lengths 24 30 --box 8 --voxel-size-A 8 10 --map-resolution-A 20 24 --channels 8 --batch 2 "
@@ -64,6 +66,32 @@ def test_a_training_leaves_a_prior_and_what_it_has_seen(shell, tmp_path):
     code, _, told = shell("prior", "train", "-o", tmp_path / "run", "--resume")
     assert code == 0
     assert "finished" in told
+
+
+def test_a_training_goes_on_with_the_structures_it_began_with(shell, tmp_path):
+    """A folder that changed would be split anew, and the test set hold what was trained on. The card names no folder of the
+    machine it was trained on.
+    """
+    folder, out = tmp_path / "structures", tmp_path / "run"
+    folder.mkdir()
+    for seed in range(4):
+        write_atoms(folder / f"{seed}abc.pdb", procedural_protein(40 + seed, seed))
+    line = ["prior", "train", "-o", out, *TINY, "--structures", folder, "--shares", 0.25, 0.25]
+    code, _, told = shell(*line)
+    assert code == 0, told
+    _, meta = load_state(out / "prior.safetensors")
+    assert meta["about"]["settings"]["structures"] == "structures"
+    assert str(tmp_path) not in json.dumps(meta)
+
+    facts = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**facts, "finished": None}))
+    write_atoms(folder / "9abc.pdb", procedural_protein(50, 9))
+    code, _, told = shell("prior", "train", "-o", out, "--resume")
+    assert code == 2
+    assert "begin anew" in told
+    (folder / "9abc.pdb").unlink()
+    code, _, told = shell("prior", "train", "-o", out, "--resume")
+    assert code == 0, told
 
 
 def test_presets_set_defaults_and_the_command_line_wins(shell):

@@ -97,8 +97,14 @@ def test_a_prior_comes_back_from_its_card_and_tensors(prior):
     assert torch.equal(again.denoiser(voxel_size=3.0)(x, sigma), prior.denoiser(voxel_size=3.0)(x, sigma))
     with pytest.raises(BadFile, match="kind"):
         VolumePrior.from_state(prior.tensors(), {**card, "kind": "points"})
-    with pytest.raises(BadFile, match="does not fit"):
-        VolumePrior.from_state(prior.tensors(), {**card, "channels": [8, 24]})
+    for wrong in (
+        {"channels": [8, 24]},
+        {"channels": "8"},
+        {"voxel_size_A": 3.0},
+        {"voxel_size_A": [3.0, 2.0]},
+    ):
+        with pytest.raises(BadFile, match="does not fit"):
+            VolumePrior.from_state(prior.tensors(), {**card, **wrong})
 
 
 def test_the_generator_alone_decides_the_weights():

@@ -127,5 +127,8 @@ def trained_on(prior: Path | None) -> list[str]:
     if prior is None:
         return []
     _, meta = load_state(prior / PRIOR if prior.is_dir() else prior)
-    seen = meta.get("about", {}).get("structures", {})
+    seen = meta.get("about", {}).get("structures")
+    if seen is None:
+        say(f"{prior}: does not say what it was trained on. Proteins that it has seen score too well.")
+        return []
     return [*seen.get("train", []), *seen.get("validation", [])]

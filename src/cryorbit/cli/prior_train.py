@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from cryorbit.cli.config import Flat, flatten, to_yaml
+from cryorbit.cli.config import MAY_CHANGE, Flat, flatten, to_yaml
 from cryorbit.cli.options import ConfigOptions, OutFolder, set_threads
 from cryorbit.cli.prior_files import PRIOR
 from cryorbit.cli.reading import absolute
@@ -88,6 +89,8 @@ def run(settings: Settings) -> int:
     settings = replace(settings, structures=absolute(settings.structures))
     set_threads(settings.threads)
     structures, listing = structures_of(settings)
+    if settings.resume:
+        refuse_changed(settings.out / LISTING, listing, settings.structures)
     folder = open_run(
         settings.out,
         verb="prior train",
@@ -100,7 +103,7 @@ def run(settings: Settings) -> int:
         records = make_prior(settings.recipe, settings.training, structures, state=folder.state)
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
         reached = read_metrics_of(folder.path, "validation_dB")
-        about = {"settings": flatten(settings), "validation_dB": reached, "structures": listing}
+        about = {"settings": told_to_others(settings), "validation_dB": reached, "structures": listing}
         save_prior(folder.path / PRIOR, last.result, about)
         folder.record(
             validation_dB=reached, parameters=sum(t.numel() for t in last.result.tensors().values())
@@ -114,6 +117,33 @@ def run(settings: Settings) -> int:
     )
     say(f"{folder.path / PRIOR}: a prior of {settings.recipe.kind}{told}")
     return 0
+
+
+def refuse_changed(path: Path, listing: dict[str, Any], folder: Path | None) -> None:
+    """Refuse to go on with other structures than a run began with: its test set would hold what it was trained on.
+
+    Raises
+    ------
+    BadInput
+        If the listing at `path` has another split.
+    """
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    changed = [part for part in ("train", "validation", "test") if before.get(part) != listing.get(part)]
+    if changed:
+        raise BadInput(
+            f"{folder}: its structures are not those that {path} lists ({', '.join(changed)}). Put the folder back as it "
+            "was, or begin anew in another folder with -o."
+        )
+
+
+def told_to_others(settings: Settings) -> dict[str, Any]:
+    """Settings that go with the weights: without the places of files on this machine."""
+    told = {name: value for name, value in flatten(settings).items() if name not in MAY_CHANGE}
+    if settings.structures is not None:
+        told["structures"] = settings.structures.name
+    return told
 
 
 def structures_of(settings: Settings) -> tuple[Structures, dict[str, Any]]:

@@ -22,6 +22,9 @@ _SAMPLE = 1000
 
 Contrast = Literal["auto", "light", "dark"]
 
+RadiusFrom = Literal["variance", "rim", "user"]
+"""The spread of shifted images; the rim of their mean, where particles look like a ball from every side; what was given."""
+
 _SURE_Z = 5.0
 """Evidence for dark protein, in standard errors, below which images are taken as they are."""
 
@@ -55,8 +58,8 @@ class Observations:
     particle_radius_px: float
     shift_sd_px: float
     """What the search first takes the particles' shifts to be, per axis."""
-    rim_is_sharp: bool = False
-    """Whether the radius is that of the mean image's rim, as of particles that look like a ball from every side."""
+    radius_from: RadiusFrom = "variance"
+    """What the radius was taken from, which says how far beyond it density may lie (`start_maps.ROOM`)."""
 
     @property
     def box(self) -> int:
@@ -155,12 +158,13 @@ def observe(
     noise = noise[: total.shape[0]].to(total)
     noise[:2] = noise[2]  # the mean was taken off, so the lowest shells read low
     ctf = None if stack.ctf is None else ctf_image(stack.ctf[rows], box, pixel_size_A=stack.pixel_size_A)
+    source: RadiusFrom = "rim" if nearly_round else "variance"
     if particle_diameter_A is None:
         measured = particle_radius_px(images, ctf)
         if nearly_round:
             measured = min(measured, mean_image_radius_px(images, ctf))
     else:
-        measured = particle_diameter_A / 2 / stack.pixel_size_A
+        measured, source = particle_diameter_A / 2 / stack.pixel_size_A, "user"
     return Observations(
         stack=stack,
         sign=sign,
@@ -170,7 +174,7 @@ def observe(
         total_power=total,
         particle_radius_px=min(max(measured, 0.06 * box), 0.45 * box),
         shift_sd_px=mean_image_shift_sd_px(images, ctf) if nearly_round else 0.05 * box,
-        rim_is_sharp=nearly_round,
+        radius_from=source,
     )
 
 

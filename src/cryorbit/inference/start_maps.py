@@ -11,16 +11,16 @@ from cryorbit.fourier.filters import low_pass
 from cryorbit.inference.half_maps import HalfMaps
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.map_scale import fit_scale, map_for_images, slice_power
-from cryorbit.inference.observations import Observations, support_mask
+from cryorbit.inference.observations import Observations, RadiusFrom, support_mask
 from cryorbit.inference.refine import half_disk
 
 EDGE = 4
 """Shells beyond the radius that a start map has room for: its low-pass falls off within them."""
 
-ROOM = 1.25
-"""Radius of the mask over the particle's, where that is not known from its rim. Neighbours and noise come in with more
-room; with less, the ends of a long molecule go, coarse shells come out too weak, and poses make up for it by a turn of
-views that all share: 0.13 degrees on an RNA polymerase with 1.15, 0.03 with 1.22 or 1.4."""
+ROOM: dict[RadiusFrom, float] = {"variance": 1.25, "rim": 1.0, "user": 1.1}
+"""Radius of the mask over the particle's. Neighbours and noise come in with more room; with less, the ends of a long
+molecule go, coarse shells come out too weak, and poses make up for it by a turn of views that all share: 0.13 degrees on an
+RNA polymerase with 1.15 times a measured radius, 0.03 with 1.22 or 1.4. Nothing is cut within a radius that was given."""
 
 
 def start_maps(
@@ -63,9 +63,10 @@ def below(maps: HalfMaps, radius: int, observed: Observations) -> HalfMaps:
 
 
 def support(lattice: Lattice, observed: Observations) -> Float[Tensor, "n n n"]:
-    """A ball around the particle, with some room where its radius was measured on shifted images (see `observe`)."""
-    room = 1.0 if observed.rim_is_sharp else ROOM
-    return support_mask(lattice.n, room * observed.particle_radius_px * lattice.n / observed.box)
+    """A ball around the particle, with the room that its radius wants (see `observe`)."""
+    return support_mask(
+        lattice.n, ROOM[observed.radius_from] * observed.particle_radius_px * lattice.n / observed.box
+    )
 
 
 def _scale_at(snr: float, half: Tensor, observed: Observations, radius: int) -> float:

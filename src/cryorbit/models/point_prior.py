@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cryorbit.errors import BadFile, BadInput
+from cryorbit.errors import BadInput
 from cryorbit.models.pose_encoder import seeded
-from cryorbit.models.prior_card import VERSION, opened_card
+from cryorbit.models.prior_card import CardedPrior
 from cryorbit.models.score import LEVEL_FEATURES, level_features, preconditioning
 from cryorbit.nn.point_graph import PointChains, point_chains
 from cryorbit.nn.se3_points import NoisyPoints, PointNetwork, centred
@@ -46,12 +46,15 @@ class PointPriorShape:
             raise BadInput("PointPriorShape: lengths have to be positive. Give them in angstrom.")
 
 
-class PointPrior:
+class PointPrior(CardedPrior[PointPriorShape, PointNetwork]):
     """Network, units and preconditioning.
 
     Coordinates x = (position - centre of mass) / length_scale_A; no structure is scaled by a size of its own. Weights of
     a new network are drawn from `generator`, or torch's global state.
     """
+
+    KIND: ClassVar[str] = "points"
+    SHAPE: ClassVar[type[PointPriorShape]] = PointPriorShape
 
     def __init__(self, shape: PointPriorShape, *, generator: torch.Generator | None = None) -> None:
         self.shape = shape
@@ -93,35 +96,6 @@ class PointPrior:
         """
         chains = point_chains(mask, chain, residue)
         return PointDenoiser(self, chains, self.sigma_data(mask.sum(1)))
-
-    def card(self) -> dict[str, Any]:
-        """All that `from_state` needs beside the tensors, JSON-able."""
-        return {"kind": "points", "version": VERSION, **asdict(self.shape)}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The network's weights by name."""
-        return dict(self.network.state_dict())
-
-    @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], card: dict[str, Any]) -> PointPrior:
-        """The prior of `tensors` and `card`, ready to sample with.
-
-        Raises
-        ------
-        BadFile
-            If they are of another kind of prior, or do not belong together.
-        """
-        given = opened_card(card, "points")
-        try:
-            known = {name: given[name] for name in PointPriorShape.__dataclass_fields__}
-            prior = cls(PointPriorShape(**known), generator=torch.Generator())
-            prior.network.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
-            raise BadFile(
-                f"This prior's card does not fit its weights ({error}). Train or download it anew."
-            ) from error
-        prior.network.requires_grad_(False).eval()
-        return prior
 
 
 @dataclass(frozen=True, eq=False)

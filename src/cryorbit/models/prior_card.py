@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from cryorbit.errors import BadFile
 
 VERSION = 1
+ShapeT = TypeVar("ShapeT")
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+PriorT = TypeVar("PriorT", bound="CardedPrior[Any, Any]")
 
 
-def opened_card(card: dict[str, Any], kind: str) -> dict[str, Any]:
-    """What a card says beside kind and version.
+class CardedPrior(Generic[ShapeT, NetworkT]):
+    """A prior that is its network's tensors and a card, which holds all else that it takes to make it again."""
 
-    Raises
-    ------
-    BadFile
-        If it is of another kind of prior, or of another version.
-    """
-    given = dict(card)
-    found, version = given.pop("kind", None), given.pop("version", None)
-    if found != kind or version != VERSION:
-        raise BadFile(
-            f"A prior of kind {found!r}, version {version}, where one of {kind}, version {VERSION}, was wanted."
-        )
-    return given
+    KIND: ClassVar[str]
+    SHAPE: ClassVar[type[Any]]
+    """Dataclass of sizes and units; what stands in the card."""
+
+    shape: ShapeT
+    network: NetworkT
+
+    def __init__(self, shape: ShapeT, *, generator: torch.Generator | None = None) -> None:
+        raise NotImplementedError
+
+    def card(self) -> dict[str, Any]:
+        """All that `from_state` needs beside the tensors, JSON-able."""
+        sizes = {name: getattr(self.shape, name) for name in _names(self.SHAPE)}
+        plain = {name: list(v) if isinstance(v, tuple) else v for name, v in sizes.items()}
+        return {"kind": self.KIND, "version": VERSION, **plain}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's weights by name."""
+        return dict(self.network.state_dict())
+
+    @classmethod
+    def from_state(cls: type[PriorT], tensors: dict[str, Tensor], card: dict[str, Any]) -> PriorT:
+        """The prior of `tensors` and `card`, ready to sample with.
+
+        Raises
+        ------
+        BadFile
+            If they are of another kind of prior, or do not belong together.
+        """
+        kind, version = card.get("kind"), card.get("version")
+        if kind != cls.KIND or version != VERSION:
+            raise BadFile(
+                f"A prior of kind {kind!r}, version {version}, where one of {cls.KIND}, version {VERSION}, was wanted."
+            )
+        try:
+            sizes = {name: card[name] for name in _names(cls.SHAPE)}
+            sizes = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
+            prior = cls(cls.SHAPE(**sizes), generator=torch.Generator())
+            prior.network.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BadFile(
+                f"This prior's card does not fit its weights ({error}). Train or download it anew."
+            ) from error
+        prior.network.requires_grad_(False).eval()
+        return prior
+
+
+def _names(shape: type[Any]) -> list[str]:
+    return [f.name for f in fields(shape)]

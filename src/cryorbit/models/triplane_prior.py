@@ -6,18 +6,18 @@ Planes know directions, so structures stand in the orientation that their own pr
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryorbit.errors import BadFile, BadInput
+from cryorbit.errors import BadInput
 from cryorbit.fourier.shells import shell_index
 from cryorbit.models.map_spectrum import Wiener, wiener
 from cryorbit.models.pose_encoder import seeded
-from cryorbit.models.prior_card import VERSION, opened_card
+from cryorbit.models.prior_card import CardedPrior
 from cryorbit.models.score import LEVEL_FEATURES, level_features
 from cryorbit.models.triplane_codec import TriplaneCodec
 from cryorbit.nn.plane_unet import PlaneUNet
@@ -72,7 +72,7 @@ class TriplaneNetworks(nn.Module):
         self.unet = PlaneUNet(shape.features, shape.channels, conditions=LEVEL_FEATURES, inputs=2)
 
 
-class TriplanePrior:
+class TriplanePrior(CardedPrior[TriplanePriorShape, TriplaneNetworks]):
     """Networks, units and preconditioning: x = (planes of density / density_scale - mean) / spread, (batch, 3, c, n, n).
 
     D(x; s) = W x + c_out F(c_in x, W x / spread) with the Wiener filter W of the planes' spectrum, as maps have it
@@ -80,6 +80,9 @@ class TriplanePrior:
     much alike, so the mean planes hold most of the power; they stand beside the weights, the other constants in the card.
     Weights of new networks are drawn from `generator`, or torch's global state.
     """
+
+    KIND: ClassVar[str] = "triplanes"
+    SHAPE: ClassVar[type[TriplanePriorShape]] = TriplanePriorShape
 
     def __init__(self, shape: TriplanePriorShape, *, generator: torch.Generator | None = None) -> None:
         self.shape = shape
@@ -120,37 +123,6 @@ class TriplanePrior:
     def denoiser(self) -> TriplaneDenoiser:
         """The denoiser of whitened planes; there is nothing to condition on."""
         return TriplaneDenoiser(self)
-
-    def card(self) -> dict[str, Any]:
-        """All that `from_state` needs beside the tensors, JSON-able."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.shape).items()}
-        return {"kind": "triplanes", "version": VERSION, **plain}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The networks' weights by name."""
-        return dict(self.network.state_dict())
-
-    @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], card: dict[str, Any]) -> TriplanePrior:
-        """The prior of `tensors` and `card`, ready to sample with.
-
-        Raises
-        ------
-        BadFile
-            If they are of another kind of prior, or do not belong together.
-        """
-        given = opened_card(card, "triplanes")
-        try:
-            known: dict[str, Any] = {name: given[name] for name in TriplanePriorShape.__dataclass_fields__}
-            known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-            prior = cls(TriplanePriorShape(**known), generator=torch.Generator())
-            prior.network.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
-            raise BadFile(
-                f"This prior's card does not fit its weights ({error}). Train or download it anew."
-            ) from error
-        prior.network.requires_grad_(False).eval()
-        return prior
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cryorbit.errors import BadFile, BadInput
+from cryorbit.errors import BadInput
 from cryorbit.models.map_spectrum import MapSpectrum
 from cryorbit.models.pose_encoder import seeded
-from cryorbit.models.prior_card import VERSION, opened_card
+from cryorbit.models.prior_card import CardedPrior
 from cryorbit.models.score import LEVEL_FEATURES, level_features
 from cryorbit.nn.unet import UNet
 
@@ -70,13 +70,16 @@ class DenoisedMaps:
     expected_error: Float[Tensor, "b"]
 
 
-class VolumePrior:
+class VolumePrior(CardedPrior[VolumePriorShape, UNet]):
     """Network, units and preconditioning: x = density / density_scale, shape (batch, 1, n, n, n).
 
     D(x; s) = W x + c_out F(c_in x, W x / spread): the network corrects the Wiener filter W of the maps' mean spectrum by
     as much as that errs. For a white spectrum these are the coefficients of Karras et al. 2022. Weights of a new network are
     drawn from `generator`, or torch's global state.
     """
+
+    KIND: ClassVar[str] = "volumes"
+    SHAPE: ClassVar[type[VolumePriorShape]] = VolumePriorShape
 
     def __init__(self, shape: VolumePriorShape, *, generator: torch.Generator | None = None) -> None:
         self.shape = shape
@@ -170,37 +173,6 @@ class VolumePrior:
         limit = torch.log(limit / math.sqrt(math.prod(self.shape.resolution_A)))
         rest = torch.stack((4 * size, 4 * limit * told, told), dim=1)
         return torch.cat((level_features(level), rest), dim=1)
-
-    def card(self) -> dict[str, Any]:
-        """All that `from_state` needs beside the tensors, JSON-able."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.shape).items()}
-        return {"kind": "volumes", "version": VERSION, **plain}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The network's weights by name."""
-        return dict(self.network.state_dict())
-
-    @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], card: dict[str, Any]) -> VolumePrior:
-        """The prior of `tensors` and `card`, ready to sample with.
-
-        Raises
-        ------
-        BadFile
-            If they are of another kind of prior, or do not belong together.
-        """
-        given = opened_card(card, "volumes")
-        try:
-            known: dict[str, Any] = {name: given[name] for name in VolumePriorShape.__dataclass_fields__}
-            known |= {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
-            prior = cls(VolumePriorShape(**known), generator=torch.Generator())
-            prior.network.load_state_dict(tensors)
-        except (KeyError, RuntimeError) as error:
-            raise BadFile(
-                f"This prior's card does not fit its weights ({error}). Train or download it anew."
-            ) from error
-        prior.network.requires_grad_(False).eval()
-        return prior
 
 
 @dataclass(frozen=True, eq=False)
