@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.inference import ranks as ranks_module
-from cryorbit.inference.abinitio import AbinitioSettings, run_abinitio
+from cryorbit.inference.abinitio import run_abinitio
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 from cryorbit.inference.engine import Progress
 from cryorbit.inference.ranks import Deal, Ranks
 from cryorbit.inference.reconstruct import ReconstructSettings, reconstruct

@@ -10,7 +10,8 @@ from cryorbit.analysis.pose_error import pose_errors
 from cryorbit.data import MemoryImages, ParticleStack, Volume
 from cryorbit.errors import BadInput
 from cryorbit.geometry.symmetry import point_group
-from cryorbit.inference.abinitio import AbinitioSettings, run_abinitio
+from cryorbit.inference.abinitio import run_abinitio
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 from cryorbit.inference.half_sets import half_sets
 from cryorbit.io.checkpoint import load_state, save_state
 from cryorbit.physics.molecule import synthetic_complex

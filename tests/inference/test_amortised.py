@@ -10,7 +10,7 @@ from cryorbit.analysis.pose_error import pose_errors
 from cryorbit.data import MemoryImages, ParticleStack, Volume
 from cryorbit.errors import BadInput
 from cryorbit.inference import first_map, hybrid, known_map, locate, ring_em
-from cryorbit.inference.abinitio import AbinitioSettings
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 from cryorbit.inference.amortised import (
     AmortisedSettings,
     new_training,

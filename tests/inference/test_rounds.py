@@ -10,11 +10,12 @@ from torch import Tensor
 
 from cryorbit.data.particles import MemoryImages
 from cryorbit.geometry.rotations import geodesic_angle, rotvec_to_matrix
+from cryorbit.geometry.symmetry import point_group
 from cryorbit.inference.engine import Workers, workers
 from cryorbit.inference.half_maps import HalfMaps, solve_halves
 from cryorbit.inference.lattice import Lattice
 from cryorbit.inference.observations import Observations, support_mask
-from cryorbit.inference.rounds import PoseTable, insert_block, refine_block
+from cryorbit.inference.rounds import PoseTable, centre_px, insert_block, move_origin, refine_block
 from posed_stacks import PosedStack, posed_stack
 
 N, RADIUS = 160, 10
@@ -169,3 +170,46 @@ def test_doubtful_are_the_worst_and_the_ambiguous():
     assert 70 in poses.doubtful().tolist()
     poses.confidence[:] = 0.5
     assert poses.doubtful().tolist() == list(range(40))
+
+
+CENTRE = torch.tensor([3.0, -2.0, 4.0])
+SPREAD_PX = 2.0
+"""Of the images' own shifts, each axis; N of them leave the centre an error of sqrt(3 / (2 N)) times that."""
+
+
+def off_centre() -> PoseTable:
+    """Poses of a particle whose middle lies at CENTRE, seen near the middles of the images."""
+    g = torch.Generator().manual_seed(1)
+    rotation = stack().rotation
+    found = table(rotation, SPREAD_PX * torch.randn(N, 2, generator=g) - (rotation @ CENTRE)[:, :2])
+    found.confidence[:] = 1
+    return found
+
+
+def test_the_centre_is_the_point_that_images_show_in_their_middles():
+    poses, error = off_centre(), SPREAD_PX * (1.5 / N) ** 0.5
+    torch.testing.assert_close(centre_px(poses, ONE).float(), CENTRE, atol=4 * error, rtol=0)
+    poses.shift_px[::4] += 40.0  # wrong poses, and known to be
+    poses.confidence[::4] = 0
+    torch.testing.assert_close(centre_px(poses, ONE).float(), CENTRE, atol=5 * error, rtol=0)
+
+
+def test_the_centre_of_a_symmetric_particle_lies_on_its_axes():
+    found = centre_px(off_centre(), ONE)
+    along = centre_px(off_centre(), point_group("C3").float())
+    torch.testing.assert_close(along, found * torch.tensor([0.0, 0.0, 1.0]), atol=1e-6, rtol=0)
+    assert float(centre_px(off_centre(), point_group("D2").float()).abs().max()) < 1e-6
+
+
+def test_a_moved_origin_leaves_every_point_where_images_show_it():
+    """x of the particle is x - c in the new frame; the new frame's centre is its origin."""
+    before, after = off_centre(), off_centre()
+    point = centre_px(before, ONE)
+    move_origin(after, point)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    seen = [
+        torch.einsum("nij,pj->npi", p.rotation[:, :2], at) + p.shift_px[:, None]
+        for p, at in ((before, x), (after, x - point.float()))
+    ]
+    torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=0)
+    assert float(centre_px(after, ONE).norm()) < 1e-5

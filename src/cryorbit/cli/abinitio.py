@@ -19,7 +19,7 @@ from cryorbit.cli.reading import (
     refuse_for_abinitio,
 )
 from cryorbit.errors import BadInput, CryorbitError
-from cryorbit.inference.abinitio import AbinitioSettings
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from cryorbit.cli.network_panel import NETWORK
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, prepare
 from cryorbit.cli.progress import clock, number, say
 from cryorbit.errors import BadInput
-from cryorbit.inference.abinitio import AbinitioSettings
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 from cryorbit.physics.simulate import SimulationSettings
 
 OUTPUTS = (*simulate.OUTPUTS, *abinitio.OUTPUTS, NETWORK, evaluate.EVALUATION)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from cryorbit.inference.abinitio import AbinitioSettings
+    from cryorbit.inference.abinitio_settings import AbinitioSettings
     from cryorbit.inference.amortised_settings import AmortisedSettings
 
 Method = Literal["search", "amortised", "hybrid"]

@@ -40,6 +40,8 @@ class PoseSearch:
     2 % of the images of a 140 A particle, seen to 40 A, into a false mode.)"""
     radius: int = field(kw_only=True)
     """Frequencies that poses are refined with."""
+    reach_sd: float = field(default=3.3, kw_only=True)
+    """Shifts are searched out to so many times their spread."""
     group: Float[Tensor, "g 3 3"] = field(default_factory=lambda: torch.eye(3)[None], kw_only=True)
     """Rotations of the particle onto itself."""
     _making: Lock = field(default_factory=Lock, init=False, repr=False)
@@ -83,7 +85,7 @@ class PoseSearch:
             directions,
             n=self.box,
             box=observed.box,
-            reach_px=min(max(3.3 * self.shift_sd_px, level.shift_step_px), 0.35 * observed.box),
+            reach_px=min(max(self.reach_sd * self.shift_sd_px, level.shift_step_px), 0.35 * observed.box),
             shift_sd_px=self.shift_sd_px,
             ctf=observed.stack.ctf,
             pixel_size_A=observed.pixel_size_A,

@@ -42,7 +42,7 @@ class LinearSettings:
 
     rank: int = 10
     """Components."""
-    iterations: int = 8
+    iterations: int = 14
     """Of E-M per stage; twice as many in the first, which starts from random components."""
     stages: int = 3
     """Resolutions, each about twice as fine as the one before."""

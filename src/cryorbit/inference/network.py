@@ -8,7 +8,8 @@ from typing import Any
 
 from cryorbit.data import ParticleStack
 from cryorbit.errors import BadInput
-from cryorbit.inference.abinitio import AbinitioSettings, run_abinitio
+from cryorbit.inference.abinitio import run_abinitio
+from cryorbit.inference.abinitio_settings import AbinitioSettings
 from cryorbit.inference.amortised import AmortisedResult, run_amortised
 from cryorbit.inference.amortised_settings import AmortisedSettings
 from cryorbit.inference.engine import Progress

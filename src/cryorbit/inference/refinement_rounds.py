@@ -24,10 +24,10 @@ from cryorbit.inference.observations import contrast_of, observe
 from cryorbit.inference.particle_model import ParticleModel
 from cryorbit.inference.ranks import Deal, even_count
 from cryorbit.inference.refinement_plan import RefinementPlan
-from cryorbit.inference.refinement_search import Searches
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
-from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block
+from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block, spread_px
+from cryorbit.inference.searches import Searches
 from cryorbit.inference.start_maps import below, start_maps, support
 from cryorbit.inference.straightening import follow_pull
 
@@ -328,8 +328,3 @@ class RefinementRounds:
                 poses, maps, radius=radius, sd_A=s.defocus_sd_A, team=self.team
             )
         state["shift_sd_px"] = spread_px(poses)
-
-
-def spread_px(poses: PoseTable) -> float:
-    """Root mean square shift per axis, half a pixel at least."""
-    return max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)

@@ -87,6 +87,28 @@ class PoseTable:
         return cls(**{name.removeprefix("pose_"): v for name, v in state.items() if name.startswith("pose_")})
 
 
+def spread_px(poses: PoseTable) -> float:
+    """Root mean square shift per axis, half a pixel at least."""
+    return max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)
+
+
+def centre_px(poses: PoseTable, group: Float[Tensor, "g 3 3"]) -> Float[Tensor, "3"]:
+    """The point c of the particle that images show nearest to their middles, pixels: 0 = (R c)_xy + shift by least squares.
+
+    Images are cut around particles, so it lies near the particle's middle, and as near to all its ends as may be. Images
+    count by the confidence in their pose; c is averaged over the point group, which keeps the origin.
+    """
+    weight = poses.confidence.double().clamp_min(1e-6).repeat_interleave(2)
+    rows = poses.rotation[:, :2].double().flatten(0, 1)
+    normal, right = rows.T @ (weight[:, None] * rows), rows.T @ (weight * poses.shift_px.double().flatten())
+    return -group.double().mean(0) @ torch.linalg.solve(normal, right)
+
+
+def move_origin(poses: PoseTable, point_px: Float[Tensor, "3"]) -> None:
+    """Make a point of the particle, pixels, the origin of its frame, in place: images stay, and their map moves."""
+    poses.shift_px += torch.einsum("nij,j->ni", poses.rotation[:, :2].double(), point_px).to(poses.shift_px)
+
+
 def balanced_blocks(halves: Int[Tensor, "n"], count: int) -> tuple[Int[Tensor, "b"], ...]:
     """All rows in `count` blocks, the two halves (0 and 1) balanced in each."""
     order = torch.argsort(halves, stable=True)

@@ -1,4 +1,4 @@
-"""Exhaustive searches within a refinement, block by block, each image against the map of its half."""
+"""Exhaustive searches within a run, block by block, each image against the map of its half."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Searches:
         """Search some images and put what is found into `poses`; goes on at `state["block"]`."""
         if state["block"] == 0:
             # Kept, so that a run goes on with other threads or processes.
-            state |= {"block_rows": 64 * self.team.count, "seen": (0, 0.0)}
+            state |= {"block_rows": 64 * self.team.count, "seen": (0, 0.0, 0.0)}
         blocks = rows.split(state["block_rows"])
 
         def work(part: tuple[Tensor, int]) -> None:
@@ -47,9 +47,15 @@ class Searches:
             parts = [(p, h) for h in (0, 1) for p in hand.mine[sides == h].split(16) if len(p)]
             self.team.map(work, parts)
             state |= {"block": hand.done, "visits": state["visits"] + len(hand.every), **poses.state()}
-            seen, sure = state["seen"]
-            seen, sure = seen + len(hand.mine), sure + float(poses.confidence[hand.mine].sum())
-            state["seen"] = (seen, sure)
-            metrics = {"image_visits": float(state["visits"]), "confidence": sure / max(seen, 1)}
+            seen, sure, entropy = state["seen"]
+            seen += len(hand.mine)
+            sure += float(poses.confidence[hand.mine].sum())
+            entropy += float(poses.entropy[hand.mine].sum())
+            state["seen"] = (seen, sure, entropy)
+            metrics = {
+                "image_visits": float(state["visits"]),
+                "confidence": sure / max(seen, 1),
+                "entropy_nats": entropy / max(seen, 1),
+            }
             done = state["fraction"] + self.share * hand.done / len(blocks)
             yield Progress(self.label, hand.done, len(blocks), done, metrics, **deal.kept(hand, state))
