@@ -68,6 +68,17 @@ def test_poses_refine_to_what_a_start_at_the_truth_gives(truth):
     assert from_afar < MORE_THAN_THE_TRUTH * from_truth
 
 
+def test_a_particle_off_the_origin_refines_as_well_and_stays_there(truth):
+    """Its middle is where the images show it, and the mask goes there (decision 15)."""
+    centred = with_poses(truth, 0.0, 0.0)
+    assert centred.pose is not None
+    moved = centred.pose.shift_A + (truth.rotation @ torch.tensor([5.0, -4.0, 3.0]))[:, :2] * PIXEL_A
+    found = last(replace(centred, pose=Pose(centred.pose.rotation, moved)))
+    given = Pose(truth.rotation, moved)
+    assert pose_errors(found.pose, given).medse_refined < MORE_THAN_THE_TRUTH * medse(truth, last(centred))
+    assert float((found.pose.shift_A - moved).norm(dim=1).median()) < 0.5 * PIXEL_A
+
+
 def test_a_map_alone_is_enough(truth):
     reference = Volume(truth.blobs.values(truth.box).float() * 37.0, PIXEL_A)
     found = last(truth.observed.stack, reference=reference)

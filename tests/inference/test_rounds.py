@@ -186,25 +186,29 @@ def off_centre() -> PoseTable:
     return found
 
 
+def centre_of(poses: PoseTable, symmetry: str = "C1") -> Tensor:
+    return centre_px(poses.rotation, poses.shift_px, poses.confidence, point_group(symmetry).float())
+
+
 def test_the_centre_is_the_point_that_images_show_in_their_middles():
     poses, error = off_centre(), SPREAD_PX * (1.5 / N) ** 0.5
-    torch.testing.assert_close(centre_px(poses, ONE).float(), CENTRE, atol=4 * error, rtol=0)
+    torch.testing.assert_close(centre_of(poses).float(), CENTRE, atol=4 * error, rtol=0)
     poses.shift_px[::4] += 40.0  # wrong poses, and known to be
     poses.confidence[::4] = 0
-    torch.testing.assert_close(centre_px(poses, ONE).float(), CENTRE, atol=5 * error, rtol=0)
+    torch.testing.assert_close(centre_of(poses).float(), CENTRE, atol=5 * error, rtol=0)
 
 
 def test_the_centre_of_a_symmetric_particle_lies_on_its_axes():
-    found = centre_px(off_centre(), ONE)
-    along = centre_px(off_centre(), point_group("C3").float())
+    found = centre_of(off_centre())
+    along = centre_of(off_centre(), "C3")
     torch.testing.assert_close(along, found * torch.tensor([0.0, 0.0, 1.0]), atol=1e-6, rtol=0)
-    assert float(centre_px(off_centre(), point_group("D2").float()).abs().max()) < 1e-6
+    assert float(centre_of(off_centre(), "D2").abs().max()) < 1e-6
 
 
 def test_a_moved_origin_leaves_every_point_where_images_show_it():
     """x of the particle is x - c in the new frame; the new frame's centre is its origin."""
     before, after = off_centre(), off_centre()
-    point = centre_px(before, ONE)
+    point = centre_of(before)
     move_origin(after, point)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
     seen = [
@@ -212,4 +216,4 @@ def test_a_moved_origin_leaves_every_point_where_images_show_it():
         for p, at in ((before, x), (after, x - point.float()))
     ]
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=0)
-    assert float(centre_px(after, ONE).norm()) < 1e-5
+    assert float(centre_of(after).norm()) < 1e-5

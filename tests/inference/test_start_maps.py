@@ -29,3 +29,16 @@ def test_the_support_leaves_a_long_molecule_its_ends(box):
         mask = support(Lattice(n), replace(seen, radius_from=source))
         assert float(mask[size < 0.999 * inner * radius].min()) == 1
         assert float(mask[size > 1.001 * 1.1 * ROOM[source] * radius].max()) == 0
+
+
+@pytest.mark.parametrize("box", [48, 49])
+def test_the_support_follows_a_particle_that_lies_elsewhere(box):
+    """The ball's centre of mass is the particle's middle, on a lattice of half the samples too."""
+    centre = (3.0, -2.0, 1.0)
+    seen = replace(posed_stack(4, box=box).observed, particle_radius_px=9.0, centre_px=centre)
+    for n in (box + box % 2, 24):
+        mask = support(Lattice(n), seen).double()
+        axis = torch.arange(n).double() - n // 2
+        for dim, c in zip((2, 1, 0), centre, strict=True):
+            line = mask.sum([d for d in range(3) if d != dim])
+            assert abs(float(line @ axis / line.sum()) * box / n - c) < 0.01

@@ -172,7 +172,8 @@ class AbinitioRounds:
 
         Random starts leave particles anywhere within what shifts allow, and a mask around the origin then cuts their ends.
         """
-        move_origin(poses, self.team.ranks.agree(centre_px(poses, self.group)))
+        middle = centre_px(poses.rotation, poses.shift_px, poses.confidence, self.group)
+        move_origin(poses, self.team.ranks.agree(middle))
         state |= poses.state()
 
     def _lattice(self, radius: int) -> Lattice:

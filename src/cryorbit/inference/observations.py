@@ -58,6 +58,8 @@ class Observations:
     particle_radius_px: float
     shift_sd_px: float
     """What the search first takes the particles' shifts to be, per axis."""
+    centre_px: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Middle of the particle in the frame of its poses (x, y, z)."""
     radius_from: RadiusFrom = "variance"
     """What the radius was taken from, which says how far beyond it density may lie (`start_maps.ROOM`)."""
 
@@ -284,11 +286,14 @@ def astigmatic_orders(ctf: CTF | None, radius: float, *, box: int, pixel_size_A:
     return 0 if phase < 0.15 else min(1 + int(phase), 4)
 
 
-def support_mask(n: int, radius_px: float) -> Float[Tensor, "n n n"]:
-    """A ball of `radius_px`, its edge a tenth of the radius and at least 1.5 px wide on either side."""
+def support_mask(
+    n: int, radius_px: float, *, centre_px: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> Float[Tensor, "n n n"]:
+    """A ball of `radius_px` about (x, y, z), its edge a tenth of the radius and at least 1.5 px wide on either side."""
     edge = max(0.1 * radius_px, 1.5)
     axis = torch.arange(n) - n // 2
-    size = (axis[:, None, None].square() + axis[:, None].square() + axis.square()).float().sqrt()
+    x, y, z = ((axis - c).square() for c in centre_px)
+    size = (z[:, None, None] + y[:, None] + x).float().sqrt()
     return ((radius_px + edge - size) / (2 * edge)).clamp(0, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +27,14 @@ from cryorbit.inference.ranks import Deal, even_count
 from cryorbit.inference.refinement_plan import RefinementPlan
 from cryorbit.inference.refinement_settings import RefinementSettings
 from cryorbit.inference.registration import SmallMotion, motion_between
-from cryorbit.inference.rounds import PoseTable, balanced_blocks, insert_block, refine_block, spread_px
+from cryorbit.inference.rounds import (
+    PoseTable,
+    balanced_blocks,
+    centre_px,
+    insert_block,
+    refine_block,
+    spread_px,
+)
 from cryorbit.inference.searches import Searches
 from cryorbit.inference.start_maps import below, start_maps, support
 from cryorbit.inference.straightening import follow_pull
@@ -55,6 +63,14 @@ class RefinementRounds:
             nearly_round=is_cubic(settings.symmetry),
             generator=generator,
         )
+        given = None if settings.search else stack.pose
+        if given is not None:
+            # The frame stays as it is: users have maps and masks in it. The particle may lie anywhere in it.
+            alike = torch.ones(len(stack))
+            x, y, z = centre_px(
+                given.rotation, given.shift_A / stack.pixel_size_A, alike, self.group
+            ).tolist()
+            self.observed = replace(self.observed, centre_px=(x, y, z))
         self.own_halves = has_half_sets(stack)
         self.halves = half_sets(stack, generator=generator)
         self.model = ParticleModel.of(self.observed, self.halves)

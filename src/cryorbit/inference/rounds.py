@@ -92,16 +92,23 @@ def spread_px(poses: PoseTable) -> float:
     return max(float(poses.shift_px.square().mean()) ** 0.5, 0.5)
 
 
-def centre_px(poses: PoseTable, group: Float[Tensor, "g 3 3"]) -> Float[Tensor, "3"]:
+def centre_px(
+    rotation: Float[Tensor, "n 3 3"],
+    shift_px: Float[Tensor, "n 2"],
+    weight: Float[Tensor, "n"],
+    group: Float[Tensor, "g 3 3"],
+) -> Float[Tensor, "3"]:
     """The point c of the particle that images show nearest to their middles, pixels: 0 = (R c)_xy + shift by least squares.
 
-    Images are cut around particles, so it lies near the particle's middle, and as near to all its ends as may be. Images
-    count by the confidence in their pose; c is averaged over the point group, which keeps the origin.
+    Images are cut around particles, so it lies near the particle's middle, and as near to all its ends as may be. It is
+    averaged over the point group, which keeps the origin.
     """
-    weight = poses.confidence.double().clamp_min(1e-6).repeat_interleave(2)
-    rows = poses.rotation[:, :2].double().flatten(0, 1)
-    normal, right = rows.T @ (weight[:, None] * rows), rows.T @ (weight * poses.shift_px.double().flatten())
-    return -group.double().mean(0) @ torch.linalg.solve(normal, right)
+    each = weight.double().clamp_min(1e-6).repeat_interleave(2)
+    rows = rotation[:, :2].double().flatten(0, 1)
+    normal, right = rows.T @ (each[:, None] * rows), rows.T @ (each * shift_px.double().flatten())
+    # Views all from one side leave the depth open: it stays where it is.
+    floor = 1e-6 * normal.diagonal().mean() * torch.eye(3, dtype=torch.float64)
+    return -group.double().mean(0) @ torch.linalg.solve(normal + floor, right)
 
 
 def move_origin(poses: PoseTable, point_px: Float[Tensor, "3"]) -> None:

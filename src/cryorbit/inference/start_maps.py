@@ -64,9 +64,10 @@ def below(maps: HalfMaps, radius: int, observed: Observations) -> HalfMaps:
 
 def support(lattice: Lattice, observed: Observations) -> Float[Tensor, "n n n"]:
     """A ball around the particle, with the room that its radius wants (see `observe`)."""
-    return support_mask(
-        lattice.n, ROOM[observed.radius_from] * observed.particle_radius_px * lattice.n / observed.box
-    )
+    scale = lattice.n / observed.box
+    x, y, z = (c * scale for c in observed.centre_px)
+    radius_px = ROOM[observed.radius_from] * observed.particle_radius_px * scale
+    return support_mask(lattice.n, radius_px, centre_px=(x, y, z))
 
 
 def _scale_at(snr: float, half: Tensor, observed: Observations, radius: int) -> float:
