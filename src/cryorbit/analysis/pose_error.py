@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryorbit.data import Pose
 from cryorbit.errors import BadInput
+from cryorbit.geometry.averaging import nearest_rotation
 from cryorbit.geometry.conventions import mirror_pose_rotation
 from cryorbit.geometry.symmetry import point_group
 
@@ -117,11 +118,7 @@ def _refine_gauge(
         if not now.any() or (consistent is not None and torch.equal(now, consistent)):
             break
         consistent = now
-        total = (relative[now].reshape(-1, 3, 3) @ group[element[now]]).sum(0)
-        u, _, vt = torch.linalg.svd(total)
-        sign = torch.ones(3, dtype=total.dtype, device=total.device)
-        sign[2] = torch.sign(torch.linalg.det(u @ vt))
-        gauge = u @ (sign[:, None] * vt)
+        gauge = nearest_rotation((relative[now].reshape(-1, 3, 3) @ group[element[now]]).sum(0))
     return gauge
 
 
@@ -146,13 +143,16 @@ def _errors_in_hand(rotation: Tensor, truth: Tensor, group: Tensor, rows: Tensor
     return _Hand(rotation, float(mean.min()), float(torch.cat(medians).min()), gauge, squared, partner)
 
 
-def centre_offset_A(
-    rotation: Float[Tensor, "n 3 3"], difference_A: Float[Tensor, "n 2"]
+def centre_offset(
+    rotation: Float[Tensor, "n 3 3"],
+    difference_A: Float[Tensor, "n 2"],
+    weight: Float[Tensor, "n"] | None = None,
 ) -> Float[Tensor, "3"]:
-    """The u that best explains difference = (R u)_xy in the least-squares sense; an unseen component is 0."""
+    """The u that best explains difference = (R u)_xy in the least-squares sense, in its unit; an unseen component is 0."""
     rows = rotation[:, :2, :]
-    normal = (rows.mT @ rows).sum(0)
-    right = (rows.mT @ difference_A[..., None]).sum(0)[:, 0]
+    each = 1.0 if weight is None else weight[:, None, None]
+    normal = (rows.mT @ (each * rows)).sum(0)
+    right = (rows.mT @ (each * difference_A[..., None])).sum(0)[:, 0]
     return torch.linalg.pinv(normal, rtol=1e-9, hermitian=True) @ right
 
 
@@ -206,8 +206,9 @@ def pose_errors(
         raise BadInput(
             f"pose_errors: {len(predicted)} predicted poses but {n} true ones. Join them by id first."
         )
-    true_rotation, true_shift = truth.rotation.double(), truth.shift_A.double()
-    rotation = predicted.rotation.double()
+    # Single precision leaves matrices that are rotations to 1e-7, which is the square of 0.02 degrees.
+    true_rotation, rotation = (nearest_rotation(p.rotation.double()) for p in (truth, predicted))
+    true_shift = truth.shift_A.double()
     matrices = _group_matrices(group, true_rotation)
     rows = torch.linspace(0, n - 1, min(n, n_candidates), device=rotation.device).round().long()
     a = _errors_in_hand(rotation, true_rotation, matrices, rows)
@@ -218,7 +219,7 @@ def pose_errors(
     difference = predicted.shift_A.double() - true_shift
     consistent = best.squared < CONSISTENT_BELOW
     used = consistent if int(consistent.sum()) >= 3 else torch.ones_like(consistent)
-    offset = centre_offset_A(aligned[used], difference[used])
+    offset = centre_offset(aligned[used], difference[used])
     residual = difference - (aligned[:, :2, :] @ offset)
     in_a, in_b = a.squared < CONSISTENT_BELOW, b.squared < CONSISTENT_BELOW
     return PoseErrors(

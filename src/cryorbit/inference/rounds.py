@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryorbit.analysis.pose_error import centre_offset
 from cryorbit.inference.engine import Workers
 from cryorbit.inference.half_maps import HalfMaps
 from cryorbit.inference.lattice import Lattice
@@ -103,12 +104,8 @@ def centre_px(
     Images are cut around particles, so it lies near the particle's middle, and as near to all its ends as may be. It is
     averaged over the point group, which keeps the origin.
     """
-    each = weight.double().clamp_min(1e-6).repeat_interleave(2)
-    rows = rotation[:, :2].double().flatten(0, 1)
-    normal, right = rows.T @ (each[:, None] * rows), rows.T @ (each * shift_px.double().flatten())
-    # Views all from one side leave the depth open: it stays where it is.
-    floor = 1e-6 * normal.diagonal().mean() * torch.eye(3, dtype=torch.float64)
-    return -group.double().mean(0) @ torch.linalg.solve(normal + floor, right)
+    offset = centre_offset(rotation.double(), shift_px.double(), weight.double().clamp_min(1e-6))
+    return -group.double().mean(0) @ offset
 
 
 def move_origin(poses: PoseTable, point_px: Float[Tensor, "3"]) -> None:
