@@ -6,7 +6,7 @@ shift and C the upper left block of A C A^T, so that the transform of an image i
     I^(k) = CTF(k) / pixel^3  sum_j amplitude_j exp(-2 pi^2 k^T C_j k) exp(-2 pi i k c_j).
 
 The sum is made on a grid that is fine enough (`splat_plan`), by patches of a few standard deviations, then transformed,
-cropped and multiplied once (`splat_transform`, by the kernel of `splat_kernel` or by `splat_torch`). `splat_exact` has
+cropped and multiplied once (`splat_transform`, by `splat_kernel`, `splat_triton` or `splat_torch`). `splat_exact` has
 the same sums frequency by frequency. Images are periodic, as everywhere in `physics`; the Nyquist samples of an even box
 stand for both signs and are zero. CTFs get no gradient.
 """
@@ -65,13 +65,13 @@ def splat_transforms(
     gaussians
         Shared by all images, or with one conformation per pose.
     backend
-        "compiled": the C++ kernel, on the CPU; "torch": plain torch, on any device; "auto": the kernel where it can be
-        built and holds the widths.
+        "compiled": the C++ kernel, on the CPU; "triton": the Triton kernel, on a CUDA device; "torch": plain torch, on any
+        device; "auto": the C++ kernel where it can be built and holds the widths, else plain torch.
 
     Raises
     ------
     BadInput
-        If the numbers of poses, conformations and CTF rows differ, or the kernel was asked for and is not there.
+        If the numbers of poses, conformations and CTF rows differ, or a kernel was asked for and cannot do it.
     """
     _check_batches(gaussians, pose, ctf)
     matrix = plane_matrix(pose.rotation, ctf).to(gaussians.position_A)[:, :2]

@@ -33,8 +33,15 @@ _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared
 _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 
+def compiled_holds(cloud: Cloud) -> bool:
+    """Whether the kernel can draw these Gaussians where they are; builds it if need be."""
+    can = cloud.centre.device.type == "cpu" and cloud.centre.dtype in _NAMES
+    narrow = cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
+    return can and narrow and kernel_library() is not None
+
+
 def compiled_splat(cloud: Cloud, size: int) -> Tensor:
-    """What `splat_torch.splat` returns, from the kernel; call only where `kernel_library()` is there."""
+    """What `splat_torch.splat` returns, from the kernel; only where `compiled_holds(cloud)`."""
     grid = cloud.centre.new_zeros((cloud.images, *(size,) * cloud.dim))
     _call("splat", cloud, size, [grid])
     return grid
@@ -111,7 +118,7 @@ def _processor() -> str:
 
 def _call(name: str, cloud: Cloud, size: int, out: list[Tensor]) -> None:
     library = kernel_library()
-    assert library is not None, "kernel_library() was not asked first"
+    assert library is not None, "compiled_holds() was not asked first"
     function = getattr(library, f"{name}_{_NAMES[cloud.centre.dtype]}")
     function.restype = None
     fields = [t.contiguous() for t in (cloud.centre, cloud.weight, cloud.precision, cloud.reach)]

@@ -1,7 +1,9 @@
-"""From Gaussians on a fine grid to the transform of a box, and back: one differentiable step, on either backend."""
+"""From Gaussians on a fine grid to the transform of a box, and back: one differentiable step, on any backend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -10,10 +12,40 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cryorbit.errors import BadInput
-from cryorbit.physics.splat_kernel import MOST_REACH, compiled_gather, compiled_splat, kernel_library
+from cryorbit.physics.splat_kernel import compiled_gather, compiled_holds, compiled_splat
 from cryorbit.physics.splat_torch import Cloud, gather, splat
+from cryorbit.physics.splat_triton import triton_gather, triton_holds, triton_splat
 
-Backend = Literal["auto", "compiled", "torch"]
+Backend = Literal["auto", "compiled", "triton", "torch"]
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Who draws Gaussians on grids and reads their gradients off grids, what it can draw, and what it needs in words."""
+
+    draw: Callable[[Cloud, int], Tensor]
+    read: Callable[[Cloud, Tensor], tuple[Tensor, Tensor, Tensor]]
+    holds: Callable[[Cloud], bool]
+    needs: str
+
+
+_KERNELS = {
+    "compiled": _Kernel(
+        compiled_splat,
+        compiled_gather,
+        compiled_holds,
+        "the CPU, a C++ compiler, and Gaussians narrower than 14 pixels",
+    ),
+    "triton": _Kernel(
+        triton_splat,
+        triton_gather,
+        triton_holds,
+        "a CUDA device, the package triton (torch's CUDA builds bring it), and Gaussians narrower than 110 pixels",
+    ),
+    "torch": _Kernel(splat, gather, lambda cloud: True, "nothing"),
+}
+_AUTO = ("compiled", "torch")
+"""Whom "auto" asks, in turn; not Triton, which was never timed against torch on a GPU (docs/decisions/0016)."""
 
 _AT_ONCE = 1 << 18
 """Pixels of fine grids in work at a time, at least one image's."""
@@ -29,9 +61,9 @@ def summed_transform(
     Raises
     ------
     BadInput
-        If the kernel was asked for and cannot do it.
+        If a kernel was asked for and cannot do it.
     """
-    frame = (size, box, _compiled(cloud, backend))
+    frame = (size, box, _kernel(cloud, backend))
     return _Splat.apply(cloud.centre, cloud.weight, cloud.precision, cloud.reach, factor, frame)
 
 
@@ -49,15 +81,15 @@ class _Splat(torch.autograd.Function):
         precision: Tensor,
         reach: Tensor,
         factor: Tensor,
-        frame: tuple[int, int, bool],
+        frame: tuple[int, int, _Kernel],
     ) -> Tensor:
-        size, box, compiled = frame
+        size, box, kernel = frame
         cloud = Cloud(centre, weight, precision, reach)
-        draw = compiled_splat if compiled else splat
         ctx.save_for_backward(centre, weight, precision, reach, factor)
         ctx.frame = frame
         planes = [
-            _cropped(draw(cloud.part(rows), size), box) * (factor if factor.shape[0] == 1 else factor[rows])
+            _cropped(kernel.draw(cloud.part(rows), size), box)
+            * (factor if factor.shape[0] == 1 else factor[rows])
             for rows in _groups(cloud, size)
         ]
         return torch.cat(planes)
@@ -68,13 +100,12 @@ class _Splat(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, ...]:
         centre, weight, precision, reach, factor = ctx.saved_tensors
-        size, _, compiled = ctx.frame
+        size, _, kernel = ctx.frame
         cloud = Cloud(centre, weight, precision, reach)
-        read = compiled_gather if compiled else gather
         parts = []
         for rows in _groups(cloud, size):
             own = factor if factor.shape[0] == 1 else factor[rows]
-            parts.append(read(cloud.part(rows), _uncropped(grads[0][rows] * own.conj(), size)))
+            parts.append(kernel.read(cloud.part(rows), _uncropped(grads[0][rows] * own.conj(), size)))
         found = [torch.cat(part) for part in zip(*parts, strict=True)]
         fields = (centre, weight, precision)
         summed = [g.sum_to_size(f.shape) for g, f in zip(found, fields, strict=True)]
@@ -87,22 +118,19 @@ def _groups(cloud: Cloud, size: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, max(cloud.images, 1), step)]
 
 
-def _compiled(cloud: Cloud, backend: Backend) -> bool:
-    """Whether the kernel does it."""
-    if backend == "torch":
-        return False
-    if backend not in ("auto", "compiled"):
-        raise BadInput(f"splat: backend {backend!r} is not known. Choose 'auto', 'compiled' or 'torch'.")
-    can = cloud.centre.device.type == "cpu" and cloud.centre.dtype in (torch.float32, torch.float64)
-    holds = cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
-    if can and holds and kernel_library() is not None:
-        return True
-    if backend == "compiled":
+def _kernel(cloud: Cloud, backend: Backend) -> _Kernel:
+    """Who does it."""
+    if backend == "auto":
+        return next(_KERNELS[name] for name in _AUTO if _KERNELS[name].holds(cloud))
+    if backend not in _KERNELS:
+        known = ", ".join(repr(name) for name in ("auto", *_KERNELS))
+        raise BadInput(f"splat: backend {backend!r} is not known. Choose one of {known}.")
+    kernel = _KERNELS[backend]
+    if not kernel.holds(cloud):
         raise BadInput(
-            "splat: the compiled kernel cannot do this (it needs the CPU, a C++ compiler, and Gaussians narrower than "
-            "14 pixels). Choose backend 'torch' or 'auto'."
+            f"splat: the {backend} kernel cannot do this: it needs {kernel.needs}. Choose backend 'torch' or 'auto'."
         )
-    return False
+    return kernel
 
 
 def _cropped(grid: Tensor, box: int) -> Tensor:
