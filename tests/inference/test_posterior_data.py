@@ -13,7 +13,7 @@ from torch import Tensor
 from cryorbit.data import CTF, ParticleStack, Pose
 from cryorbit.data.particles import MemoryImages
 from cryorbit.errors import BadInput
-from cryorbit.inference.collapse import collapse, collapse_halves, group_noise
+from cryorbit.inference.collapse import collapse, group_noise
 from cryorbit.inference.gaussian_solves import draw_precision
 from cryorbit.inference.image_sums import ImageSums
 from cryorbit.inference.posterior_data import TwoVolumes
@@ -204,11 +204,12 @@ def test_a_stack_is_collapsed_block_by_block():
         dtype=torch.float64,
     )
     assert away(drawn.back_projection, whole.back_projection) < 1e-5  # poses in float64 there
-    halves = collapse_halves(images.stack(), images.noise)
-    assert away(halves.both.weight, wanted.weight) < 1e-5
-    assert halves.first.count == halves.second.count == whole.count / 2
-    # The blobs' width leaves signal to about a third of the box's frequencies.
-    assert halves.both.cutoff_A is None or 2 * PIXEL_A <= halves.both.cutoff_A < 6 * PIXEL_A
+    rows = torch.arange(200)
+    first, second = (collapse(images.stack(), images.noise, rows=r) for r in (rows[::2], rows[1::2]))
+    both = first + second
+    assert away(both.weight, wanted.weight) < 1e-5
+    assert away(both.back_projection, wanted.back_projection) < 1e-5
+    assert first.count == second.count == both.count / 2 == whole.count / 2
 
 
 def test_noise_is_measured_per_group():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -12,15 +11,12 @@ from torch import Tensor
 from cryorbit.analysis.fsc import ShellCorrelation, fourier_shell_correlation
 from cryorbit.data import ParticleStack, Pose, Volume
 from cryorbit.errors import BadInput
-from cryorbit.inference.half_sets import half_sets
 from cryorbit.inference.image_sums import ImageSums
 from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.physics.noise import noise_spectrum
 
 _BLOCK_PIXELS = 500_000
 _SAMPLE = 1000
-THRESHOLD = 0.143
-"""Of the correlation between halves, below which a prior may not add detail unless asked."""
 
 
 def group_noise(
@@ -107,53 +103,6 @@ def collapse(
         some = Pose(pose.rotation[part].to(device), pose.shift_A[part].to(device))
         sums.insert(read(part).to(device), some, ctf, noise_power=power[index[part].to(power.device)])
     return sums.finish(dtype=dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class CollapsedHalves:
-    """Two independent halves of the images, both together, and how far they agree.
-
-    A posterior sample from each is independent in its images' noise; the prior is shared, so their correlation tells what
-    data and prior say together, `curve` what the data say alone.
-
-    Parameters
-    ----------
-    first, second, both
-        Likelihoods with `cutoff_A` set.
-    curve
-        Correlation of maps of the two halves made without a prior.
-    """
-
-    first: TwoVolumes
-    second: TwoVolumes
-    both: TwoVolumes
-    curve: ShellCorrelation
-
-
-def collapse_halves(
-    stack: ParticleStack,
-    noise_power: Float[Tensor, "*groups shells"],
-    *,
-    seed: int = 0,
-    mask: Volume | None = None,
-    pose: Pose | None = None,
-    read: Callable[[Int[Tensor, "k"]], Float[Tensor, "k box box"]] | None = None,
-    width: int = 6,
-) -> CollapsedHalves:
-    """`collapse` of each half set, one pass over the images; `mask` is for the correlation between them.
-
-    Raises
-    ------
-    BadInput
-        If one of the halves is empty, and see `collapse`.
-    """
-    halves = half_sets(stack, generator=torch.Generator().manual_seed(seed))
-    rows = [torch.nonzero(halves == h)[:, 0] for h in (0, 1)]
-    first, second = (collapse(stack, noise_power, rows=r, pose=pose, read=read, width=width) for r in rows)
-    curve = data_correlation(first, second, mask=mask)
-    cutoff = None if curve.nyquist_limited(THRESHOLD) else curve.resolution_A(THRESHOLD)
-    first, second, both = (replace(t, cutoff_A=cutoff) for t in (first, second, first + second))
-    return CollapsedHalves(first, second, both, curve)
 
 
 def data_correlation(

@@ -47,7 +47,10 @@ class ErrorModel:
     def drawn(
         self, m: Float[Tensor, "*batch n n n"], data: TwoVolumes, *, generator: torch.Generator
     ) -> Float[Tensor, "*batch n n n"]:
-        """A draw of the map given the data, m being a draw of the posterior: what the correction leaves open is in it."""
+        """A draw of the map given the data, m being a draw of the posterior: what the correction leaves open is in it.
+
+        The data's noise is drawn with the diagonal of W, which is not all of W: slices fall between its points.
+        """
         first, second = (torch.randn(m.shape, generator=generator).to(m) for _ in range(2))
         moved = m + self.deviation * first
         noise = data.filtered(second, data.weight.clamp_min(0).sqrt())
