@@ -35,9 +35,10 @@ _NAMES = {torch.float32: "float", torch.float64: "double"}
 
 def compiled_holds(cloud: Cloud) -> bool:
     """Whether the kernel can draw these Gaussians where they are; builds it if need be."""
-    can = cloud.centre.device.type == "cpu" and cloud.centre.dtype in _NAMES
+    if cloud.centre.device.type != "cpu" or cloud.centre.dtype not in _NAMES:
+        return False
     narrow = cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
-    return can and narrow and kernel_library() is not None
+    return narrow and kernel_library() is not None
 
 
 def compiled_splat(cloud: Cloud, size: int) -> Tensor:

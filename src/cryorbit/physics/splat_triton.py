@@ -45,9 +45,9 @@ def triton_ready(device: torch.device) -> bool:
 
 def triton_holds(cloud: Cloud) -> bool:
     """Whether the kernel can draw these Gaussians where they are."""
-    narrow = cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
-    single_or_double = cloud.centre.dtype in (torch.float32, torch.float64)
-    return triton_ready(cloud.centre.device) and single_or_double and narrow
+    if not triton_ready(cloud.centre.device) or cloud.centre.dtype not in (torch.float32, torch.float64):
+        return False
+    return cloud.reach.numel() == 0 or float(cloud.reach.max()) < MOST_REACH
 
 
 def triton_splat(cloud: Cloud, size: int) -> Tensor:
