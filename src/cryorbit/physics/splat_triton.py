@@ -4,13 +4,13 @@ One program per image and Gaussian walks the patch in tiles of 8 x 16 pixels (`s
 the grid atomically; gradients need no atomics, since each Gaussian owns its own. Nothing of the size of the patches is
 written to memory, which is what plain torch must do.
 
-Floor, for 8,000 Gaussians in 32 images on grids of 160 pixels, patches of 12 x 12, float32: 6 MB of fields and 3 MB of
-grids move once; 37 million pixels of patches at some ten operations each are 0.4 GFLOP. Both are microseconds on a large
-GPU; forward the 37 million atomic additions, to grids that stay in its second-level cache, must be what it waits for.
-Binning Gaussians by tile, one program per tile, would need no atomics and give the same bits each run, but a million
-pairs of Gaussian and tile would have to be sorted anew for each set of poses, in several launches that read and write all
-of them: more than the additions cost. Hence the last bits of a sum differ from run to run, as those of `torch.index_add_`
-on a GPU do.
+Floor, by arithmetic and not by measurement, for 8,000 Gaussians in 32 images on grids of 160 pixels, patches of 12 x 12,
+float32: 6 MB of fields and 3 MB of grids move once; 37 million pixels of patches at some ten operations each are 0.4 GFLOP.
+Both are microseconds on a large GPU, so what the forward pass waits for should be its 37 million atomic additions, to
+grids that stay in the second-level cache. Binning Gaussians by tile, one program per tile, would need no atomics and give
+the same bits each run, but a million pairs of Gaussian and tile would have to be sorted for each set of poses, in several
+launches that read and write all of them: the additions should cost less. Hence the last bits of a sum differ from run to
+run, as those of `torch.index_add_` on a GPU do.
 
 Torch's own CUDA builds bring Triton along, so there is no extra to install. With TRITON_INTERPRET=1 in the environment
 before Triton is imported, its interpreter runs the same code on the CPU, slowly: so the tests check it without a GPU.
