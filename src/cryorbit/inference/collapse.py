@@ -1,4 +1,4 @@
-"""A stack of images with poses into the two volumes of its likelihood, once; its halves; the resolution they agree to."""
+"""A stack of images with poses into the two volumes of its likelihood, once; how far two of them agree."""
 
 from __future__ import annotations
 
