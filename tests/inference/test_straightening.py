@@ -33,7 +33,8 @@ def stack(request):
 def rounds_of(s, rotation, team):
     """A refinement just after the maps of these poses were made."""
     posed = replace(s.observed.stack, pose=Pose(rotation, s.shift_px * PIXEL_A))
-    settings = RefinementSettings(start_resolution_A=2.2 * PIXEL_A, particle_diameter_A=125.0, threads=1)
+    # Blobs reach out to 12.8 px at three of their widths; a mask that cuts them pulls at the views (decision 14).
+    settings = RefinementSettings(start_resolution_A=2.2 * PIXEL_A, particle_diameter_A=154.0, threads=1)
     run = RefinementRounds(posed, settings, None, team)
     state = run._beginning()
     poses = PoseTable.restore(state)
