@@ -53,7 +53,8 @@ class HalvesSettings:
     particle_diameter_A: float | None = None
     """Of the particle; measured unless given."""
     gain: float | None = None
-    """Grey value per volt of the images or maps; fitted unless given. 1 for images simulated from potentials in volts."""
+    """Grey value per volt of the images or maps as the file has them, one for all; fitted unless given, noisy images then
+    brought to one noise level first. 1 for images simulated from potentials in volts."""
     prior_error: float | None = None
     """How far the prior's maps may be wrong inside the molecule, in standard deviations of its maps; chosen on held-out
     data unless given. 0 believes the prior."""
@@ -84,6 +85,10 @@ class PriorReconstruction:
 
     Parameters
     ----------
+    gain
+        Grey value of the file per volt; of the median image where it was fitted to images brought to one noise level.
+    gain_of_posterior
+        How many times as strong the data would have the posterior, at that gain.
     samples, mean
         Draws of the posterior, and its mean.
     prior_error

@@ -77,6 +77,13 @@ class Observations:
         """Images with the background at 0 and protein light."""
         return level(self.stack.images[rows], self.background, sign=self.sign, scale_each=self.scale_each)
 
+    def grey_values(self) -> float:
+        """Grey values of the file per unit of `images`: the median of what images are divided by, 1 where they are not."""
+        if not self.scale_each:
+            return 1.0
+        rows = torch.linspace(0, len(self.stack) - 1, min(len(self.stack), _SAMPLE)).round().long()
+        return float(self.stack.images[rows][:, self.background].std(1).median())
+
     def transforms(self, rows: Int[Tensor, "n"]) -> Complex[Tensor, "n box half"]:
         """Unnormalised transforms about pixel box // 2, rows from -box // 2 upwards."""
         centred = torch.fft.ifftshift(self.images(rows), dim=(-2, -1))
@@ -125,6 +132,7 @@ def observe(
     sign: float = 1.0,
     particle_diameter_A: float | None = None,
     nearly_round: bool = False,
+    keep_scale: bool = False,
     generator: torch.Generator,
 ) -> Observations:
     """Measure what the search needs to know of a stack, from a random sample of its images.
@@ -133,6 +141,8 @@ def observe(
     ----------
     nearly_round
         The particle has cubic symmetry, so that the mean image shows its edge even where neighbours fill the box.
+    keep_scale
+        The grey scale of the file means something: images are not divided by their background deviation.
 
     Raises
     ------
@@ -152,7 +162,7 @@ def observe(
         raise BadInput(f"{stack.source}: an image without any variation. Run `cryorbit check` to find it.")
     spread_in = raw[:, radius < 0.25 * box].std(1)
     # Without noise the background holds only the rim of the CTF: dividing by it would scale images by chance.
-    scale_each = bool((spread_out / spread_in).median() > 0.3)
+    scale_each = not keep_scale and bool((spread_out / spread_in).median() > 0.3)
     images = level(raw, background, sign=sign, scale_each=scale_each)
     noise = noise_spectrum(images, radius_px=0.42 * box, edge_px=0.04 * box).power
     power = torch.fft.rfft2(images).abs().square().mean(0)

@@ -56,6 +56,7 @@ def reconstruct_with_prior(
         stack,
         sign=contrast_of(stack, settings.contrast),
         particle_diameter_A=settings.particle_diameter_A,
+        keep_scale=settings.gain is not None,
         generator=generator,
     )
     grid = grid_for(
@@ -75,8 +76,9 @@ def reconstruct_with_prior(
             yield Progress("adding up images", half + 1, 2, 0.05 * (half + 1), {}, {})
     halves = with_cutoff(Halves(_unpacked("first", known, grid), _unpacked("second", known, grid)))
     radius_A = observed.particle_radius_px * observed.pixel_size_A
-    gain = settings.gain or gain_of(halves, grid, radius_A)
-    scaled = halves.scaled(gain * prior.shape.density_scale)
+    unit = observed.grey_values()
+    gain = settings.gain or unit * gain_of(halves, grid, radius_A)
+    scaled = halves.scaled(gain / unit * prior.shape.density_scale)
     task = PosteriorTask(prior, settings, sampling, grid, scaled, gain, radius_A, len(stack))
     yield from posterior_of_halves(task, known)
 

@@ -174,7 +174,11 @@ def _cards(reading: PriorReading) -> list[Card]:
             "that the data may correct; "
             + ("chosen" if reading.settings.get("prior_error") is None else "given"),
         ),
-        Card("Grey scale", f"{r.gain:.3g} / V", f"posterior against images: {r.gain_of_posterior:.2f}"),
+        Card(
+            "Grey scale",
+            f"{r.gain:.3g} / V",
+            f"{_gain_from(reading)}; posterior against images: {r.gain_of_posterior:.2f}",
+        ),
         Card(
             "Strong disagreement", f"{100 * strong_share(r):.1f} %", f"of the particle beyond {STRONG:g} sd"
         ),
@@ -182,6 +186,12 @@ def _cards(reading: PriorReading) -> list[Card]:
     if reading.seconds is not None:
         found.append(Card("Time", f"{reading.seconds:.0f} s", "wall time"))
     return found
+
+
+def _gain_from(reading: PriorReading) -> str:
+    return (
+        "of the file's median image, fitted" if reading.settings.get("gain") is None else "of the file, given"
+    )
 
 
 def _maps(reading: PriorReading) -> Section:
