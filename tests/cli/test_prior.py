@@ -203,6 +203,7 @@ def test_particles_and_a_prior_to_posterior_maps_and_a_report(shell, simulated, 
     facts = json.loads((out / "run.json").read_text())
     assert facts["finished"]
     assert facts["chi_square"]["posterior"] < facts["chi_square"]["empty"]
+    assert facts["misfit_error"]["posterior"] > 0
     assert facts["gain"] > 0
     page = (out / "report.html").read_text()
     assert "lean on the same prior" in page

@@ -70,6 +70,7 @@ def write_reconstruction(folder: RunFolder, result: PriorReconstruction, setting
         gain_of_posterior=result.gain_of_posterior,
         prior_error=result.prior_error,
         chi_square=result.chi_square,
+        misfit_error=result.misfit_error,
         strong_disagreement=strong_share(result),
         network_passes=result.network_passes,
     )

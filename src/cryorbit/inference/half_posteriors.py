@@ -16,6 +16,7 @@ from cryorbit.errors import BadInput
 from cryorbit.fourier.resample import box_pad
 from cryorbit.inference.collapse import data_correlation
 from cryorbit.inference.engine import Progress
+from cryorbit.inference.held_out import difference_error, held_out_misfit
 from cryorbit.inference.observations import Contrast
 from cryorbit.inference.patched_denoiser import PatchedDenoiser
 from cryorbit.inference.posterior import PosteriorSamples, PosteriorSettings, sample_posterior
@@ -103,6 +104,8 @@ class PriorReconstruction:
         Correlation between the halves' least squares maps, and between their posterior means before the cut.
     chi_square
         Of each half's images given maps of the other half, per number compared: "empty", "data only", "posterior".
+    misfit_error
+        Standard error of each of these less that of "data only" (`held_out.difference_error`).
     """
 
     grid: PriorGrid
@@ -120,6 +123,7 @@ class PriorReconstruction:
     data_curve: ShellCorrelation
     posterior_curve: ShellCorrelation
     chi_square: dict[str, float]
+    misfit_error: dict[str, float]
     numbers: float
     images: int
     cutoff_A: float | None
@@ -129,6 +133,16 @@ class PriorReconstruction:
     def volume(self, values: Float[Tensor, "n n n"]) -> Volume:
         """Values of the grid as a map."""
         return Volume(values, self.grid.voxel_size_A)
+
+    @property
+    def gain_in_errors(self) -> float:
+        """Standard errors of the difference by which the posterior explains held-out data better than the data-only map."""
+        return -self.errors_above("posterior")
+
+    def errors_above(self, name: str) -> float:
+        """The misfit of a map of `chi_square` above that of "data only", in standard errors of the difference."""
+        error = self.misfit_error[name]
+        return (self.chi_square[name] - self.chi_square["data only"]) / error if error > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +230,7 @@ def _result(task: PosteriorTask, known: dict[str, Any]) -> PriorReconstruction:
     spread = samples.std(0) if len(samples) > 1 else torch.zeros_like(mean)
     first, second = (cut(v, cutoff, voxel) for v in whole)
     without, alone = _without_prior(task, cutoff)
+    chi_square, misfit_error = _held_out(halves, (first, second), alone)
     return PriorReconstruction(
         grid=grid,
         gain=task.gain,
@@ -231,7 +246,8 @@ def _result(task: PosteriorTask, known: dict[str, Any]) -> PriorReconstruction:
         data_halves=(alone[0].map * scale, alone[1].map * scale),
         data_curve=data_correlation(halves.first, halves.second),
         posterior_curve=fourier_shell_correlation(Volume(whole[0], voxel), Volume(whole[1], voxel)),
-        chi_square=_held_out(halves, (first, second), alone),
+        chi_square=chi_square,
+        misfit_error=misfit_error,
         numbers=halves.both.count,
         images=task.images,
         cutoff_A=cutoff,
@@ -266,19 +282,14 @@ def _without_prior(task: PosteriorTask, cutoff_A: float | None) -> tuple[DataOnl
 
 def _held_out(
     halves: Halves, posterior: tuple[Tensor, Tensor], alone: tuple[DataOnly, DataOnly]
-) -> dict[str, float]:
-    """Misfit of each half's images to maps made from the other half, per number compared."""
-    count = halves.first.count + halves.second.count
-
-    def misfit(of_first: Tensor, of_second: Tensor) -> float:
-        return float(halves.second.chi_square(of_first) + halves.first.chi_square(of_second)) / count
-
-    empty = torch.zeros_like(posterior[0])
-    return {
-        "empty": misfit(empty, empty),
-        "data only": misfit(alone[0].map, alone[1].map),
-        "posterior": misfit(*posterior),
-    }
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Misfit of each half's images to maps made from the other half, and the errors of their differences."""
+    empty, without = torch.zeros_like(posterior[0]), (alone[0].map, alone[1].map)
+    maps = {"empty": (empty, empty), "data only": without, "posterior": posterior}
+    return (
+        {name: held_out_misfit(halves, pair) for name, pair in maps.items()},
+        {name: difference_error(halves, pair, without) for name, pair in maps.items()},
+    )
 
 
 def posterior_of_halves(task: PosteriorTask, known: dict[str, Any]) -> Iterator[Progress]:

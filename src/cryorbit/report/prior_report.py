@@ -23,7 +23,7 @@ STRONG = 3.0
 _MANY = 0.05
 """Share of the particle's voxels with one from which on the verdict has reservations; chance gives 0.003."""
 _WORSE = 3.0
-"""Standard errors of the misfit by which the posterior may lie above the data-only map."""
+"""Standard errors of the difference from which on one map's misfit is counted as above another's."""
 _NAMES = {"data": "Data only", "posterior": "Posterior", "prior": "Prior only"}
 _TOO_SMALL = ("diffpir", "diffpir-spectrum", "dps", "dps-fixed-step")
 """Samplers whose samples scatter less than the posterior does."""
@@ -65,31 +65,32 @@ def strong_share(result: PriorReconstruction) -> float:
     return float((result.disagreement[inside].abs() > STRONG).double().mean()) if bool(inside.any()) else 0.0
 
 
-def misfit_error(result: PriorReconstruction) -> float:
-    """Standard error of a misfit per number compared, from the noise alone."""
-    return math.sqrt(2 / max(result.numbers, 1.0))
-
-
 def verdict(result: PriorReconstruction) -> tuple[Literal["good", "caution", "bad"], str]:
     """How far the posterior can be trusted, in words."""
-    chi, error = result.chi_square, misfit_error(result)
     if not result.data_curve.resolution_A(0.143) < 0.5 * result.grid.box * result.grid.voxel_size_A:
         return "bad", (
             "The halves of the data agree on next to nothing by themselves: what is shown comes from the prior. Give more "
             "images, or look at the poses."
         )
-    gain = (chi["data only"] - chi["posterior"]) / error
-    words = (
-        f"Images that were not used are explained {abs(gain):.1f} standard errors "
-        f"{'better' if gain > 0 else 'worse'} by the posterior than by the map without a prior."
-    )
-    if gain < -_WORSE:
+    words = _gain_words(result.gain_in_errors)
+    if result.gain_in_errors < -_WORSE:
         return "caution", words + " The prior does not suit this molecule: believe the data-only map."
     if strong_share(result) > _MANY:
         return "caution", words + (
             f" In {100 * strong_share(result):.0f} % of the particle it differs by more than noise explains: see where."
         )
     return "good", words
+
+
+def _gain_words(gain: float) -> str:
+    """What held-out images say of the posterior, `gain` standard errors better than the map without a prior."""
+    size = f"{abs(gain):.1f} standard errors {'better' if gain > 0 else 'worse'}"
+    if abs(gain) > _WORSE:
+        return f"Images that were not used are explained {size} by the posterior than by the map without a prior."
+    return (
+        f"Images that were not used are explained no {'worse' if gain > 0 else 'better'} by the posterior than by the map "
+        f"without a prior: {size}, which may be chance."
+    )
 
 
 def write_prior_report(path: str | os.PathLike[str], reading: PriorReading) -> None:
@@ -269,16 +270,15 @@ def _halves(reading: PriorReading) -> Section:
 
 def _held_out(reading: PriorReading) -> Section:
     r = reading.result
-    error = misfit_error(r)
-    best = r.chi_square["data only"]
     names = {"empty": "an empty map", "data only": "the data-only map", "posterior": "the posterior"}
     rows = tuple(
-        (f"Of {names[key]}", f"{value:.5f}", f"{(value - best) / error:+.1f}")
+        (f"Of {names[key]}", f"{value:.5f}", "" if key == "data only" else f"{r.errors_above(key):+.1f}")
         for key, value in r.chi_square.items()
     )
     lead = (
         "Misfit χ² of each half's images to maps made of the other half, per number compared. Of the true map it is 1 if "
-        f"the noise spectra are right, give or take {error:.1g}; lower is better."
+        f"the noise spectra are right, give or take {math.sqrt(2 / max(r.numbers, 1.0)):.1g}; lower is better. The noise of "
+        "these images is in all three and cancels in differences: their standard errors are smaller."
     )
     return Section(
         "held_out",
