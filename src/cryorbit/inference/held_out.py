@@ -10,7 +10,8 @@ the mean of both halves', since what x_1 and x_2 do not share is noise. In all
     Var = 4 (<x_1, W_2 x_1> + <x_2, W_1 x_2> + <x_1 - x_2, W (x_1 - x_2)>).
 
 Without the last term the error is a quarter too small where a prior removes much noise, as simulated with Gaussians. What
-else x_1 and x_2 do not share, such as chance in a sampler's chains, makes it larger than it need be, on average by sqrt(2) at most.
+else x_1 and x_2 do not share, such as chance in a sampler's chains, makes it larger than it need be, on average by sqrt(2)
+at most.
 """
 
 from __future__ import annotations
