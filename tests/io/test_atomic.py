@@ -9,7 +9,7 @@ from cryorbit.data import Volume
 from cryorbit.errors import BadFile, BadInput
 from cryorbit.io.atomic import atomic_folder, atomic_path
 from cryorbit.io.checkpoint import load_state, save_state
-from cryorbit.io.mrc import StackWriter, write_map
+from cryorbit.io.mrc import StackWriter, write_map, write_maps
 
 
 @pytest.fixture
@@ -176,3 +176,60 @@ def test_a_folder_left_by_a_killed_process_is_cleared_away(tmp_path):
         fails()
     assert [p.name for p in tmp_path.iterdir()] == ["made"]
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize("named", [".", "absolute", "link"])
+def test_the_folder_one_stands_in_is_replaced_and_still_stood_in(tmp_path, monkeypatch, named):
+    """By any of its names: old entries go, new ones come, and the shell's folder is not taken from under it."""
+    here = tmp_path / "here"
+    (here / "below").mkdir(parents=True)
+    (here / "old").write_text("old")
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    with atomic_folder({".": ".", "absolute": here, "link": tmp_path / "link"}[named]) as folder:
+        (folder / "new").write_text("new")
+    assert os.listdir(".") == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "link"]
+
+
+def test_the_folder_one_stands_in_keeps_what_it_had(tmp_path, monkeypatch):
+    """A move that fails half way takes back those before it."""
+    (tmp_path / "here").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "here" / name).write_text(name)
+    monkeypatch.chdir(tmp_path / "here")
+    move = os.replace
+
+    def fails(source, target):
+        if os.path.basename(target) == "new":
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(BadFile, match="quota"), atomic_folder(".") as folder:
+        (folder / "new").write_text("new")
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["a", "b"]
+
+
+def test_what_a_kill_left_aside_does_not_stand_in_the_way(tmp_path):
+    """Killed after the new folder was in place: the old one, beside it, is garbage."""
+    for name in ("made", ".made.replaced"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("")
+    with atomic_folder(tmp_path / "made") as folder:
+        (folder / "b").write_text("")
+    assert [p.name for p in tmp_path.iterdir()] == ["made"]
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["b"]
+
+
+def test_maps_that_belong_together_are_written_together(tmp_path):
+    """If the second cannot be written, the first is not there either, nor is an old one replaced."""
+    good, bad = Volume(torch.ones(4, 4, 4), 1.0), Volume(torch.full((4, 4, 4), torch.nan), 1.0)
+    first, second = tmp_path / "a.mrc", tmp_path / "b.mrc"
+    for then, error in ((second, BadInput), (tmp_path / "no" / "b.mrc", BadFile)):
+        with pytest.raises(error, match=r"b\.mrc"):
+            write_maps({first: good, then: bad})
+        assert list(tmp_path.iterdir()) == []
+    write_maps({first: good, second: good})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mrc", "b.mrc"]

@@ -10,7 +10,7 @@ import torch
 
 from cryorbit.data import Volume
 from cryorbit.errors import BadFile, BadInput
-from cryorbit.io.mrc import map_shape, read_map, write_map
+from cryorbit.io.mrc import map_shape, read_map, refuse_not_finite, write_map
 
 CELL_DIGITS = 1e-6
 """Relative: a voxel size goes through a float32 cell length."""
@@ -81,7 +81,9 @@ def test_padding_keeps_the_middle_and_the_place(tmp_path):
         file.set_data(values)
         file.voxel_size = 2.0
         file.header.origin = (10.0, 20.0, 30.0)
-    with pytest.raises(BadFile, match=r"8 x 5 x 4 voxels, but a cube"):
+    with pytest.raises(
+        BadFile, match=r"8 x 5 x 4 voxels, but a cube.*map crop .*a\.mrc -o CUBE\.mrc --box 8"
+    ):
         read_map(tmp_path / "a.mrc")
     padded = read_map(tmp_path / "a.mrc", to_cube="pad")
     assert padded.box == 8
@@ -135,13 +137,18 @@ def test_bad_headers_are_named(tmp_path):
     with pytest.raises(BadFile, match=r"not an MRC file"):
         read_map(tmp_path / "text.mrc")
     (tmp_path / "size.mrc").write_bytes(raw[:40] + bytes(12) + raw[52:])
-    with pytest.raises(BadFile, match=r"no voxel size"):
+    with pytest.raises(BadFile, match=r"no voxel size.*--box 6 6 6 --header-pixel-size-A"):
         read_map(tmp_path / "size.mrc")
     assert read_map(tmp_path / "size.mrc", pixel_size_A=3.0).pixel_size_A == 3.0
     with pytest.raises(BadFile, match=r"cannot be read"):
         read_map(tmp_path / "none.mrc")
-    with pytest.raises(BadInput, match=r"not finite"):
+    with pytest.raises(BadInput, match=r"b\.mrc: the map has values that are not finite"):
         write_map(tmp_path / "b.mrc", Volume(_map() * torch.inf, 2.0))
+    assert not (tmp_path / "b.mrc").exists()
+    values = _map()
+    values[0, 1, 2:4] = torch.nan
+    with pytest.raises(BadFile, match=r"b\.mrc: 2 of 216 voxels are not finite"):
+        refuse_not_finite(tmp_path / "b.mrc", Volume(values, 2.0))
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,22 @@ def refuse_existing(path: Path | None, *, overwrite: bool) -> None:
     """
     if path is not None and path.exists() and not overwrite:
         raise BadInput(f"{path}: is there already. Choose another name, or give --overwrite.")
+
+
+def refuse_no_folder(path: Path) -> None:
+    """Raise before any work if a file cannot be written where it is to be.
+
+    Raises
+    ------
+    BadInput
+        If `path` is a folder, or its folder is missing or may not be written into.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder, wanted the name of a file. Name one with -o.")
+    if not path.parent.is_dir():
+        raise BadInput(f"{path}: there is no folder {path.parent}. Create it first, or correct -o.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: you may not write into {path.parent}. Choose another place with -o.")
 
 
 def write_fsc(path: Path, curves: dict[str, ShellCorrelation], *, name: str = "fsc") -> None:

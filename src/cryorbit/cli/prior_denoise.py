@@ -47,12 +47,13 @@ class Settings:
 
 def run(settings: Settings) -> int:
     """Denoise and write; exit code 1 if the prior did not help, and the map is that of the data alone."""
-    from cryorbit.cli.outputs import refuse_existing
+    from cryorbit.cli.outputs import refuse_existing, refuse_no_folder
     from cryorbit.cli.prior_files import load_volume_prior
     from cryorbit.cli.progress import Teller
     from cryorbit.inference.prior_denoising import denoise_halves
-    from cryorbit.io.mrc import read_map, write_map
+    from cryorbit.io.mrc import read_map, refuse_not_finite, write_maps
 
+    refuse_no_folder(settings.out)
     spread = settings.out.with_name(f"{settings.out.stem}_spread{settings.out.suffix or '.mrc'}")
     for path in (settings.out, spread):
         refuse_existing(path, overwrite=settings.overwrite)
@@ -61,6 +62,8 @@ def run(settings: Settings) -> int:
     first, second = (
         read_map(path, pixel_size_A=settings.header_pixel_size_A) for path in (settings.half1, settings.half2)
     )
+    for path, half in ((settings.half1, first), (settings.half2, second)):
+        refuse_not_finite(path, half)
     source = str(settings.half1)
     found = None
     with Teller() as teller:
@@ -70,8 +73,7 @@ def run(settings: Settings) -> int:
             teller.tell(record)
             found = record.result
     assert found is not None  # the last record carries it
-    write_map(settings.out, found.map)
-    write_map(spread, found.spread)
+    write_maps({settings.out: found.map, spread: found.spread})
     tell(settings.out, found)
     return 0 if found.prior_helped else 1
 

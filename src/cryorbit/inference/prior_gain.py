@@ -61,7 +61,8 @@ def fit_gain(
     total = float(above[:, inside].sum()) / 2
     if not (shared > 0 and total > 0 and math.isfinite(shared / total)):
         raise BadInput(
-            "The halves share no positive density, so their grey scale cannot be told. Is the contrast right (--contrast), "
-            "do the poses belong to these images? Else give --gain."
+            "The halves share no positive density, so their grey scale cannot be told. Protein has to be light: dark images "
+            "take --contrast dark, and dark half maps have to be multiplied by -1 first. Poses have to belong to the "
+            "images. Else give --gain."
         )
     return shared / total / PROTEIN_V

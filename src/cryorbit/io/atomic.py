@@ -77,7 +77,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     If the block raises, the temporary folder is removed and `path` keeps what it had; if the process is killed, the
     temporary folder stays, hidden, and the next call for the same path removes it. Relative links from inside are those of
-    `path`, since both lie in one folder.
+    `path`, since both lie in one folder. The working directory stays the folder it is, and is emptied and filled.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> [p.name for p in target.iterdir()]
     ['a.txt']
     """
-    target = Path(path)
+    target = Path(path).resolve()  # "." has no name to put another beside
     temporary, old = (target.with_name(f".{target.name}.{word}") for word in ("unfinished", "replaced"))
     try:
         if old.exists() and not target.exists():  # killed between the two renames below
@@ -100,8 +100,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        if target.exists() and os.path.samefile(target, os.curdir):
+            _refill(target, temporary, old)
+        else:
+            if target.exists():
+                os.replace(target, old)
+            os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
         _flush_folder(target.parent)
     except OSError as error:
@@ -110,6 +115,24 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not target.exists():
             os.replace(old, target)
+
+
+def _refill(target: Path, temporary: Path, old: Path) -> None:
+    """Put the entries of `temporary` in the place of those of `target`, which go to `old`; all go back if one cannot.
+
+    A rename of the whole would leave the shell that stands in `target` in a folder that is gone.
+    """
+    old.mkdir()
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for source, to in ((target, old), (temporary, target)):
+            for entry in list(source.iterdir()):
+                os.replace(entry, to / entry.name)
+                moved.append((entry, to / entry.name))
+    except OSError:
+        for before, now in reversed(moved):
+            os.replace(now, before)
+        raise
 
 
 def _umask() -> int:

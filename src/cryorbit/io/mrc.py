@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +25,15 @@ from cryorbit.io.mrc_header import (
 )
 from cryorbit.io.mrc_stack import MrcImages, StackWriter
 
-__all__ = ["MrcImages", "StackWriter", "map_shape", "read_map", "write_map"]
+__all__ = [
+    "MrcImages",
+    "StackWriter",
+    "map_shape",
+    "read_map",
+    "refuse_not_finite",
+    "write_map",
+    "write_maps",
+]
 
 _SQUARE_CELL = 1e-3
 """Relative difference of voxel edges that still counts as a cubic voxel: headers are rounded to 3
@@ -61,13 +72,29 @@ def read_map(
         if to_cube == "refuse":
             z, y, x = values.shape
             raise BadFile(
-                f"{path}: {x} x {y} x {z} voxels, but a cube is wanted. Pad it first "
-                "(read_map(to_cube='pad'))."
+                f"{path}: {x} x {y} x {z} voxels, but a cube is wanted. Pad it first: "
+                f"`cryorbit map crop {path} -o CUBE.mrc --box {max(x, y, z)}`."
             )
         values, before = _pad_to_cube(values)
         x, y, z = (-b for b in reversed(before))
         origin, nstart = moved_place(origin, nstart, (x, y, z), float(voxel))
     return Volume(torch.from_numpy(values), pixel_size_A=float(voxel), origin_A=origin, nstart=nstart)
+
+
+def refuse_not_finite(path: str | os.PathLike[str], volume: Volume) -> None:
+    """Raise if a map that was read has values that are not finite.
+
+    Raises
+    ------
+    BadFile
+        Naming the file and how many voxels are at fault.
+    """
+    bad = int((~torch.isfinite(volume.values)).sum())
+    if bad:
+        raise BadFile(
+            f"{path}: {bad} of {volume.values.numel()} voxels are not finite (NaN or infinite). Export the map anew, or "
+            "set them to the solvent's level."
+        )
 
 
 def map_shape(path: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -102,6 +129,32 @@ def write_map(
     BadInput
         If a value is not finite, or the shape is larger than the map.
     """
+    with atomic_path(path) as temporary:
+        _fill(temporary, path, volume, shape)
+
+
+def write_maps(maps: Mapping[Path, Volume]) -> None:
+    """Write several maps, each by its path: none takes its name before all of them are on the disk.
+
+    Raises
+    ------
+    BadFile
+        If the disk refuses; all paths keep what they had.
+    BadInput
+        If a value is not finite.
+    """
+    with ExitStack() as files:
+        for path, volume in maps.items():
+            _fill(files.enter_context(atomic_path(path)), path, volume)
+
+
+def _fill(
+    temporary: Path,
+    path: str | os.PathLike[str],
+    volume: Volume,
+    shape: tuple[int, int, int] | None = None,
+) -> None:
+    """Put header and values of the map that is to be `path` into a file, and the file on the disk."""
     values = volume.values.detach().to("cpu", torch.float32)
     origin, nstart = volume.origin_A, volume.nstart
     if shape is not None:
@@ -122,9 +175,11 @@ def write_map(
         origin_A=origin,
         nstart=nstart,
     )
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with open(temporary, "wb") as file:
         file.write(header)
         file.write(values.numpy().astype("<f4", copy=False).data.cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _values_zyx(path: str | os.PathLike[str], header: MrcHeader) -> np.ndarray:
@@ -158,9 +213,10 @@ def _voxel_size(path: str | os.PathLike[str], header: MrcHeader) -> float:
         )
     sizes = [c / m if m > 0 else 0.0 for c, m in zip(header.cell_A, header.grid, strict=True)]
     if not all(s > 0 for s in sizes):
+        x, y, z = _in_xyz(header, header.size)
         raise BadFile(
-            f"{path}: the header has no voxel size (cell {header.cell_A} A). State the pixel size "
-            "(--pixel-size-A)."
+            f"{path}: the header has no voxel size (cell {header.cell_A} A). State the pixel size, or write it into a "
+            f"header first: `cryorbit map crop {path} -o OUT.mrc --box {x} {y} {z} --header-pixel-size-A ...`."
         )
     if max(sizes) - min(sizes) > _SQUARE_CELL * max(sizes):
         shown = ", ".join(f"{s:.4f}" for s in sizes)
