@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -15,7 +16,7 @@ from cryorbit.cli.prior_files import PRIOR
 from cryorbit.cli.reading import absolute
 from cryorbit.errors import BadInput, CryorbitError
 from cryorbit.inference.prior import PriorSettings
-from cryorbit.inference.prior_recipe import PriorRecipe
+from cryorbit.inference.prior_recipe import HELD_BACK, PriorRecipe
 
 if TYPE_CHECKING:
     from cryorbit.inference.prior_recipe import Structures
@@ -79,11 +80,20 @@ def run(settings: Settings) -> int:
     """Train, or go on training."""
     from cryorbit.cli.prior_files import save_prior
     from cryorbit.cli.progress import say
-    from cryorbit.cli.run_folder import already_finished, open_run, read_metrics_of, write_json
+    from cryorbit.cli.run_folder import (
+        CHECKPOINT,
+        already_finished,
+        open_run,
+        read_metrics_of,
+        refuse_nothing_to_resume,
+        write_json,
+    )
     from cryorbit.inference.prior_recipe import make_prior
 
     if settings.resume and already_finished(settings.out):
         return 0
+    if settings.resume:
+        refuse_nothing_to_resume(settings.out)
     if settings.structures is None and not settings.recipe.proteins:
         raise BadInput("--proteins 0 without --structures leaves nothing to train on. Give one of them.")
     settings = replace(settings, structures=absolute(settings.structures))
@@ -98,10 +108,17 @@ def run(settings: Settings) -> int:
         outputs=OUTPUTS,
         resume=settings.resume,
     )
+    too_large: list[int] = []
     try:
         write_json(folder.path / LISTING, listing)
-        records = make_prior(settings.recipe, settings.training, structures, state=folder.state)
+        records = make_prior(
+            settings.recipe, settings.training, structures, state=folder.state, too_large=too_large
+        )
         last = folder.follow(records, checkpoint_every_s=settings.checkpoint_every_s)
+        if too_large:
+            listing["procedural"]["too_large"] = too_large
+            write_json(folder.path / LISTING, listing)
+            say(f"{len(too_large)} procedural proteins too large for the box, and left out (see {LISTING})")
         reached = read_metrics_of(folder.path, "validation_dB")
         about = {"settings": told_to_others(settings), "validation_dB": reached, "structures": listing}
         save_prior(folder.path / PRIOR, last.result, about)
@@ -110,7 +127,9 @@ def run(settings: Settings) -> int:
         )
         folder.finish()
     except CryorbitError:
-        folder.abandon(OUTPUTS)
+        # A checkpoint without its listing could go on with other structures, and learn those it is to be tested on.
+        resumable = (folder.path / CHECKPOINT).exists()
+        folder.abandon((PRIOR,) if resumable else OUTPUTS)
         raise
     told = (
         "" if reached is None else f", {reached:.2f} dB below what no learning gives on structures held back"
@@ -125,9 +144,16 @@ def refuse_changed(path: Path, listing: dict[str, Any], folder: Path | None) -> 
     Raises
     ------
     BadInput
-        If the listing at `path` has another split.
+        If the listing at `path` has another split, or is gone while there is a checkpoint.
     """
+    from cryorbit.cli.run_folder import CHECKPOINT
+
     if not path.exists():
+        if folder is not None and path.with_name(CHECKPOINT).exists():
+            raise BadInput(
+                f"{path}: is gone, so whether {folder} is as it was cannot be told. Put it back, or begin anew in another "
+                "folder with -o."
+            )
         return
     before = json.loads(path.read_text())
     changed = [part for part in ("train", "validation", "test") if before.get(part) != listing.get(part)]
@@ -146,8 +172,19 @@ def told_to_others(settings: Settings) -> dict[str, Any]:
     return told
 
 
+def procedural_listing(recipe: PriorRecipe) -> dict[str, Any]:
+    """Seeds of procedural proteins in each part; none is held back where none is trained on."""
+    held_back = recipe.held_back if recipe.proteins else 0
+    return {
+        "train": f"seeds 0 to {recipe.proteins - 1}" if recipe.proteins else "none",
+        "validation": f"seeds {HELD_BACK} to {HELD_BACK + held_back - 1}" if held_back else "none",
+    }
+
+
 def structures_of(settings: Settings) -> tuple[Structures, dict[str, Any]]:
-    """Chains of the folder for training and validation, and the list of what is where and what was skipped.
+    """Chains of the folder for training and validation, and the list of what is where and what is not used.
+
+    The list goes with the weights, and names files as seen from the folder.
 
     Raises
     ------
@@ -156,16 +193,11 @@ def structures_of(settings: Settings) -> tuple[Structures, dict[str, Any]]:
     """
     from cryorbit.analysis.sequence_split import split_by_sequence
     from cryorbit.cli.progress import say
-    from cryorbit.inference.prior_recipe import HELD_BACK, Structures
+    from cryorbit.inference.prior_recipe import Structures, with_room
     from cryorbit.io.structure_folder import read_structure_folder
 
     recipe = settings.recipe
-    procedural = {
-        "train": f"seeds 0 to {recipe.proteins - 1}" if recipe.proteins else "none",
-        "validation": f"seeds {HELD_BACK} to {HELD_BACK + recipe.held_back - 1}"
-        if recipe.held_back
-        else "none",
-    }
+    procedural = procedural_listing(recipe)
     if settings.structures is None:
         return Structures(), {"procedural": procedural}
     shortest, longest = settings.residues
@@ -180,12 +212,22 @@ def structures_of(settings: Settings) -> tuple[Structures, dict[str, Any]]:
         hold_out=settings.hold_out,
     )
     by_name = {c.name: c for c in found.chains}
+    train, held = ([by_name[n] for n in names] for names in (split.train, split.validation))
+    structures, too_large = with_room(recipe, Structures(train, held))
+    if too_large:
+        say(
+            f"{len(too_large)} of them too large for a box of {recipe.box} voxels of {recipe.voxel_size_A[1]:g} A, and left "
+            f"out (see {LISTING})"
+        )
     listing = {
         "procedural": procedural,
-        "train": split.train,
-        "validation": split.validation,
+        "train": [c.name for c in structures.train],
+        "validation": [c.name for c in structures.validation],
         "test": split.test,
-        "skipped": found.skipped,
+        "too_large": too_large,
+        "skipped": {
+            reason: [text.replace(f"{settings.structures}{os.sep}", "") for text in what]
+            for reason, what in found.skipped.items()
+        },
     }
-    train, held = ([by_name[n] for n in names] for names in (split.train, split.validation))
-    return Structures(train, held), listing
+    return structures, listing

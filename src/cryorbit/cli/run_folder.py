@@ -91,6 +91,23 @@ def refuse_occupied(path: Path, names: Iterable[str]) -> None:
         raise BadInput(f"{path}: holds another run ({found}). Choose another folder with -o, or move it.")
 
 
+def refuse_nothing_to_resume(path: Path) -> None:
+    """Raise if `path` holds no run that was begun: for verbs that could begin one without being told of any input.
+
+    Other verbs begin with `--resume` too, so that one script serves the first start and all later ones; of a mistyped folder
+    they say that their input is missing.
+
+    Raises
+    ------
+    BadInput
+        Saying so.
+    """
+    if not (path / SETTINGS).exists():
+        raise BadInput(
+            f"{path}: there is no run to go on with (no {SETTINGS}). Correct -o, or leave out --resume to begin one."
+        )
+
+
 @dataclass
 class RunFolder:
     """A folder in use by one run.

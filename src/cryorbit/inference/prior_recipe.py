@@ -78,14 +78,14 @@ class PriorRecipe:
 
     def __post_init__(self) -> None:
         low, high = self.lengths
-        if (
-            not 20 <= low <= high <= _LONGEST_PROCEDURAL
-            or min(self.proteins, self.held_back, self.measured_batches - 1) < 0
-        ):
+        if not 20 <= low <= high <= _LONGEST_PROCEDURAL:
             raise BadInput(
-                f"--lengths {low} {high}, --proteins {self.proteins}: wanted 20 <= shortest <= longest <= "
-                f"{_LONGEST_PROCEDURAL} residues, and no negative numbers."
+                f"--lengths {low} {high}: wanted 20 <= shortest <= longest <= {_LONGEST_PROCEDURAL} residues."
             )
+        for name, least in (("proteins", 0), ("held_back", 0), ("measured_batches", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise BadInput(f"--{name.replace('_', '-')} {value}: give a whole number of {least} or more.")
 
     def drawn(self) -> DensityRange:
         """What maps are drawn at."""
@@ -106,6 +106,22 @@ class Structures:
     validation: Sequence[ProteinChain] = ()
 
 
+def with_room(recipe: PriorRecipe, given: Structures) -> tuple[Structures, list[str]]:
+    """The structures that the box has room for, and the names of the others, sorted; a prior of chains has room for all."""
+    if recipe.kind == "points":
+        return given, []
+    parts: dict[str, list[ProteinChain]] = {"train": [], "validation": []}
+    too_large: list[str] = []
+    for part, kept in parts.items():
+        chains: Sequence[ProteinChain] = getattr(given, part)
+        for chain, fits in zip(chains, room_for([c.atoms for c in chains], recipe.drawn()), strict=True):
+            if fits:
+                kept.append(chain)
+            else:
+                too_large.append(chain.name)
+    return Structures(**parts), sorted(too_large)
+
+
 def procedural_lengths(count: int, lengths: tuple[int, int]) -> list[int]:
     """Residues of each procedural protein, low (high / low)^u with u uniform from seed 0.
 
@@ -118,12 +134,24 @@ def procedural_lengths(count: int, lengths: tuple[int, int]) -> list[int]:
 
 
 def make_prior(
-    recipe: PriorRecipe, settings: PriorSettings, given: Structures, *, state: dict[str, Any] | None = None
+    recipe: PriorRecipe,
+    settings: PriorSettings,
+    given: Structures,
+    *,
+    state: dict[str, Any] | None = None,
+    too_large: list[int] | None = None,
 ) -> Iterator[Progress]:
     """Folds procedural proteins, then trains; records of the training carry "validation_dB" where something is held back.
 
     It is how far the error of the held-back structures lies below that of the Wiener filter (maps, planes) or of a Gaussian
     of the right size (chains), in decibels, averaged over `LEVELS`; of the averaged weights.
+
+    Parameters
+    ----------
+    state
+        Of an earlier record: goes on from there, to the same result.
+    too_large
+        Gets the seeds of procedural proteins that the box has no room for, which are not used.
 
     Raises
     ------
@@ -143,6 +171,9 @@ def make_prior(
             yield Progress(
                 "folding proteins", len(made), len(wanted), 0.05 * len(made) / len(wanted), {}, state or {}
             )
+    if too_large is not None and recipe.kind != "points":
+        fits = room_for(made, recipe.drawn())
+        too_large[:] = [seed for (_, seed), has_room in zip(wanted, fits, strict=True) if not has_room]
     train, validation = made[: len(lengths)], made[len(lengths) :]
     if recipe.kind == "triplanes":
         yield from _later(_triplanes(recipe, settings, train, validation, given, state))
