@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from cryorbit.errors import BadInput
+from cryorbit.errors import BadFile, BadInput
 
 if TYPE_CHECKING:
     from cryorbit.inference.prior import Prior
@@ -34,9 +34,13 @@ def load_prior(path: Path | None) -> Prior:
     if path is None:
         tensors, card = shipped_weights()
     else:
-        tensors, card = load_weights(path / PRIOR if path.is_dir() else path)
-    kinds: dict[str, type[Prior]] = {"points": PointPrior, "triplanes": TriplanePrior}
-    return kinds.get(str(card.get("kind")), VolumePrior).from_state(tensors, card)
+        path = path / PRIOR if path.is_dir() else path
+        tensors, card = load_weights(path)
+    kinds: dict[str, type[Prior]] = {p.KIND: p for p in (VolumePrior, PointPrior, TriplanePrior)}
+    try:
+        return kinds.get(str(card.get("kind")), VolumePrior).from_state(tensors, card)
+    except BadFile as error:
+        raise BadFile(f"{path or 'the shipped prior'}: {error}") from error
 
 
 def load_volume_prior(path: Path | None) -> VolumePrior:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import string
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +26,12 @@ if TYPE_CHECKING:
     from cryorbit.models.volume_prior import VolumePrior
 
 SCORES = "scores.csv"
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CHAIN_IDS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+"""What a PDB file can call chains, in its one column."""
+_LONGEST = 9999
+"""Residue numbers have four columns."""
+_SMALLEST_BOX = 8
+_SAMPLE = re.compile(r"sample_\d{3,}\.(mrc|pdb)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +45,7 @@ class Settings:
     count: int = 4
     """Samples to draw."""
     voxel_size_A: float | None = None
-    """Voxel of the maps; the middle of what the prior was trained on unless given."""
+    """Voxel of the maps; the middle of what the prior was trained on unless given, or what --resolution-A needs."""
     resolution_A: float | None = None
     """Low-pass that the maps shall look like; any that the prior knows unless given, of tri-planes their own."""
     box: int | None = None
@@ -62,6 +70,7 @@ def run(settings: Settings) -> int:
     from cryorbit.io.atomic import atomic_folder
     from cryorbit.models.point_prior import PointPrior
 
+    refuse_senseless(settings)
     refuse_foreign(settings.out)
     refuse_existing(settings.out, overwrite=settings.overwrite)
     device = prepare(settings.compute)
@@ -79,21 +88,53 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raise if the folder, which is to be replaced, holds what no earlier sampling wrote.
+def refuse_senseless(settings: Settings) -> None:
+    """Raise before any work if a number can be none of its kind.
 
     Raises
     ------
     BadInput
-        Saying so.
+        Naming the option.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / SCORES).exists()):
-        raise BadInput(f"{out}: holds what no prior sample wrote. Choose another folder with -o.")
+    least = {"count": 1, "steps": 1, "box": _SMALLEST_BOX}
+    for name, limit in least.items():
+        value = getattr(settings, name)
+        if value is not None and value < limit:
+            raise BadInput(f"--{name} {value}: give {limit} or more.")
+    for name, value in (("voxel-size", settings.voxel_size_A), ("resolution", settings.resolution_A)):
+        if value is not None and not 0 < value < math.inf:
+            raise BadInput(f"--{name}-A {value:g}: give a number of angstroms above 0, or leave it out.")
+    residues = settings.residues
+    if residues and not 2 <= min(residues) <= max(residues) <= _LONGEST:
+        raise BadInput(f"--residues {' '.join(map(str, residues))}: give chains of 2 to {_LONGEST} residues.")
+    if len(residues) > len(CHAIN_IDS):
+        raise BadInput(
+            f"--residues: {len(residues)} chains, but a PDB file has names for {len(CHAIN_IDS)}. Give no more than these."
+        )
+
+
+def refuse_foreign(out: Path) -> None:
+    """Raise if the folder, which is to be replaced, holds what no earlier sampling wrote, or no whole sampling.
+
+    Raises
+    ------
+    BadInput
+        Naming the first such file.
+    """
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out}: is a file, wanted an output folder. Choose another name with -o.")
+    held = sorted(out.iterdir()) if out.is_dir() else []
+    for path in held:
+        if not path.is_file() or not (path.name == SCORES or _SAMPLE.fullmatch(path.name)):
+            raise BadInput(f"{path}: no prior sample wrote it. Choose another folder with -o, or move it.")
+    if held and not (out / SCORES).exists():  # the samples of a reconstruction have names of this kind
+        raise BadInput(
+            f"{out}: its {held[0].name} is of no prior sample (no {SCORES}). Choose another folder with -o."
+        )
 
 
 def maps(prior: VolumePrior | TriplanePrior, settings: Settings, folder: Path) -> pd.DataFrame:
     """Maps, written, and the table of their scores."""
-    import math
     from dataclasses import replace
 
     import pandas as pd
@@ -116,14 +157,25 @@ def maps(prior: VolumePrior | TriplanePrior, settings: Settings, folder: Path) -
     if isinstance(prior, TriplanePrior):
         found = sample_triplanes(prior, voxel_size_A=settings.voxel_size_A, **given)
     else:
-        middle = math.sqrt(math.prod(prior.shape.voxel_size_A))
-        found = sample_maps(prior, voxel_size_A=settings.voxel_size_A or middle, **given)
+        voxel = settings.voxel_size_A
+        found = sample_maps(
+            prior,
+            voxel_size_A=usual_voxel_A(prior, settings.resolution_A) if voxel is None else voxel,
+            **given,
+        )
     rows = []
     for number, volume in enumerate(found, start=1):
         name = f"sample_{number:03d}.mrc"
         write_map(folder / name, volume)
         rows.append({"file": name, "voxel_A": volume.pixel_size_A, **asdict(score_density(volume))})
     return pd.DataFrame(rows)
+
+
+def usual_voxel_A(prior: VolumePrior, resolution_A: float | None) -> float:
+    """The geometric mean of the voxels that a prior knows, or smaller where a resolution wants two voxels or more."""
+    low, high = prior.shape.voxel_size_A
+    middle = math.sqrt(low * high)
+    return middle if resolution_A is None else max(low, min(middle, resolution_A / 2))
 
 
 def chains(prior: PointPrior, settings: Settings, folder: Path) -> pd.DataFrame:
@@ -135,7 +187,7 @@ def chains(prior: PointPrior, settings: Settings, folder: Path) -> pd.DataFrame:
     from cryorbit.inference.prior_samples import SampleSettings, sample_chains
     from cryorbit.io.atoms import write_atoms
 
-    if settings.voxel_size_A or settings.resolution_A or settings.box:
+    if any(v is not None for v in (settings.voxel_size_A, settings.resolution_A, settings.box)):
         raise BadInput(
             f"{settings.prior}: a prior of chains, which knows no voxels. Leave out voxel size, resolution and box."
         )
@@ -149,7 +201,7 @@ def chains(prior: PointPrior, settings: Settings, folder: Path) -> pd.DataFrame:
         write_atoms(folder / name, traces(ca, residues))
         for chain, part in enumerate(ca.split(list(residues))):
             scores = asdict(score_chain(part, generator=generator))
-            rows.append({"file": name, "chain": _LETTERS[chain % 26], **scores})
+            rows.append({"file": name, "chain": CHAIN_IDS[chain], **scores})
     return pd.DataFrame(rows)
 
 
@@ -166,7 +218,7 @@ def traces(ca_A: torch.Tensor, residues: tuple[int, ...]) -> Atoms:
         torch.full((n,), 6),
         torch.full((n,), 30.0),
         torch.ones(n),
-        chain=np.concatenate([np.full(k, _LETTERS[i % 26], dtype=object) for i, k in enumerate(residues)]),
+        chain=np.concatenate([np.full(k, CHAIN_IDS[i], dtype=object) for i, k in enumerate(residues)]),
         residue_name=np.full(n, "ALA", dtype=object),
         atom_name=np.full(n, "CA", dtype=object),
         residue_number=np.concatenate([np.arange(1, k + 1) for k in residues]),

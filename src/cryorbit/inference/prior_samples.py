@@ -58,6 +58,10 @@ MAPS = SampleSettings(highest=150.0, churn=20.0, churn_highest=50.0)
 3 A), and noise has to drown these at the start. From a level of 10 maps came out with a third of their density."""
 
 
+_NEAR = 0.95
+"""A twentieth beyond what a prior was trained on is let pass, as `VolumePrior.denoiser` does."""
+
+
 def sample_chains(
     prior: PointPrior, residues: Sequence[int], *, count: int, settings: SampleSettings | None = None
 ) -> Float[Tensor, "s n 3"]:
@@ -151,10 +155,16 @@ def sample_maps(
     Raises
     ------
     BadInput
-        If the prior knows no such voxels or resolution, or no map is asked for.
+        If the prior knows no such voxels or resolution, or not the two together, or no map is asked for.
     """
     if count < 1:
         raise BadInput(f"sample_maps: {count} maps. Give 1 or more.")
+    if resolution_A is not None and resolution_A < _NEAR * 2 * voxel_size_A:
+        raise BadInput(
+            f"a resolution of {resolution_A:g} A on voxels of {voxel_size_A:g} A: they hold {2 * voxel_size_A:g} A at best, "
+            f"and no prior is trained on finer. Give --voxel-size-A {resolution_A / 2:g} or smaller, or --resolution-A "
+            f"{2 * voxel_size_A:g} or coarser."
+        )
     how = settings or MAPS
     denoiser = prior.denoiser(voxel_size=voxel_size_A, resolution=resolution_A)
     weight, n = next(prior.network.parameters()), box or prior.shape.box

@@ -51,7 +51,8 @@ class CardedPrior(Generic[ShapeT, NetworkT]):
         kind, version = card.get("kind"), card.get("version")
         if kind != cls.KIND or version != VERSION:
             raise BadFile(
-                f"A prior of kind {kind!r}, version {version}, where one of {cls.KIND}, version {VERSION}, was wanted."
+                f"A prior of kind {kind!r}, version {version}, where one of {cls.KIND}, version {VERSION}, was wanted. "
+                "Give one of that kind; another version's is to be trained anew, or read by that version of the program."
             )
         try:
             sizes = {name: card[name] for name in _names(cls.SHAPE)}
