@@ -12,10 +12,19 @@ from cryorbit.analysis.pose_error import pose_errors
 from cryorbit.benchmarks import prior_units
 from cryorbit.benchmarks.prior_halves import MEAN, TASK, halves_verdict, of_half_maps
 from cryorbit.benchmarks.prior_halves import OURS as DENOISED
-from cryorbit.benchmarks.prior_maps import MapCell, MapTask, fingerprint, map_cells, methods_for
+from cryorbit.benchmarks.prior_maps import (
+    MapCell,
+    MapTask,
+    density_mask,
+    fingerprint,
+    map_cells,
+    map_scores,
+    methods_for,
+)
 from cryorbit.benchmarks.prior_methods import (
     CHANCE,
     MORE,
+    Outcome,
     SamplerPlan,
     chance_map,
     radial_map,
@@ -259,3 +268,20 @@ def test_guidance_rows_have_angstroms_and_chance(protein):
     for row in rows:
         assert row["rmsd_chance_A"] > 0
         assert row["true_rg_A"] == pytest.approx(8.9, rel=0.2)  # 2.2 n^0.38
+
+
+def test_a_posteriors_intervals_hold_their_share_where_its_map_is_high_and_not_where_the_truth_is():
+    """Truth and samples are draws of one Gaussian: 0.9 within five standard errors, though only in the map's mask."""
+    g = torch.Generator().manual_seed(0)
+    mean = 0.3 * torch.randn(20, 20, 20, generator=g)
+    truth, *drawn = (mean + torch.randn(20, 20, 20, generator=g) for _ in range(17))
+    samples = torch.stack(drawn)
+    scores = map_scores(Outcome(samples.mean(0), samples, 0.0, 0), truth)
+    error = math.sqrt(0.09 / float(density_mask(samples.mean(0)).sum()))
+    assert scores["coverage90"] == pytest.approx(0.9, abs=5 * error)
+    assert scores["coverage90_truth"] < 0.9 - 3 * error
+
+
+def test_what_diverged_scores_nothing_and_says_so():
+    scores = map_scores(Outcome(torch.full((8, 8, 8), math.nan), None, 0.0, 0), torch.rand(8, 8, 8))
+    assert (scores["pearson"], scores["coverage90"], scores["diverged"]) == (0.0, None, True)

@@ -38,7 +38,7 @@ TASK = "maps"
 KEY = ("task", "protein", "views", "snr", "method", "seed", "prior")
 """What makes a row the same row, in every task; rows that no prior enters have "" for it."""
 MASK_LEVEL = 0.05
-"""Of the true map's maximum: the mask that scores within the protein are taken in."""
+"""Of a map's maximum: the mask that scores within the protein are taken in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +135,34 @@ METHODS = (*CHANCE, *NO_PRIOR, *SAMPLERS)
 
 
 def map_scores(outcome: Outcome, truth: Float[Tensor, "n n n"]) -> Row:
-    """Pearson correlation and FSC area of the map; coverage of the samples' 90 % intervals within the mask."""
-    mask = protein_mask(truth)
+    """Pearson correlation and FSC area of the map; coverage of the samples' 90 % intervals. What diverged scores nothing.
+
+    `coverage90` counts where the map that is judged has density: a posterior's intervals hold their share of any voxels that
+    are chosen by what the posterior knows. Chosen by the truth (`coverage90_truth`) they cannot: where the truth is known to
+    be high, a posterior that is right is too low more often than not.
+    """
+    if not bool(outcome.map.isfinite().all()):
+        nothing = {"pearson": 0.0, "pearson_masked": 0.0, "fsc_area": 0.0}
+        return {**nothing, "coverage90": None, "diverged": True}
+    mask = density_mask(truth)
     scores: Row = {
         "pearson": pearson(outcome.map, truth),
         "pearson_masked": pearson(outcome.map, truth, mask=mask),
         "fsc_area": float(fsc_area(outcome.map[None], truth[None])),
         "coverage90": None,
     }
-    if outcome.samples is not None and len(outcome.samples) > 2:
-        scores["coverage90"] = interval_coverage(outcome.samples, truth, mask=mask)
-        scores["coverage90_box"] = interval_coverage(outcome.samples, truth)
-        scores["spread_error"] = spread_error_correlation(outcome.samples, truth, mask=mask)
+    samples = outcome.samples
+    if samples is not None and len(samples) > 2:
+        scores["coverage90"] = interval_coverage(samples, truth, mask=density_mask(outcome.map))
+        scores["coverage90_truth"] = interval_coverage(samples, truth, mask=mask)
+        scores["coverage90_box"] = interval_coverage(samples, truth)
+        scores["spread_error"] = spread_error_correlation(samples, truth, mask=mask)
     return {name: None if v is None else round(v, 5) for name, v in scores.items()}
 
 
-def protein_mask(truth: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
-    """Where the true map exceeds `MASK_LEVEL` of its maximum."""
-    return (truth > MASK_LEVEL * truth.max()).float()
+def density_mask(values: Float[Tensor, "n n n"]) -> Float[Tensor, "n n n"]:
+    """Where a map exceeds `MASK_LEVEL` of its maximum."""
+    return (values > MASK_LEVEL * values.max()).float()
 
 
 def map_cells(proteins: Sequence[Protein], task: MapTask, grid: MapGrid) -> Iterator[MapCell]:

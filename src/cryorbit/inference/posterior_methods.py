@@ -143,7 +143,7 @@ class DiffPIR:
         prior, r = problem.denoise(x, sigma), problem.spread(sigma)
         correct = problem.prox if self.correction == "mean" else problem.draw
         clean = correct(prior, r, before)
-        return _renoised(problem, x, clean, sigma, lower, self.renewal), clean
+        return renoised(problem, x, clean, sigma, lower, self.renewal), clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class PiGDM:
         r = problem.spread(sigma)
         clean, pull = problem.denoise.pulled_back(x, sigma, lambda d: (problem.prox(d, r) - d) / r**2)
         guided = clean + sigma**2 * pull
-        return _renoised(problem, x, guided, sigma, lower, self.renewal), guided
+        return renoised(problem, x, guided, sigma, lower, self.renewal), guided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +267,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 """By the names that benchmarks and the command line use."""
 
 
-def _renoised(problem: Problem, x: Maps, clean: Maps, sigma: float, lower: float, renewal: float) -> Maps:
+def renoised(problem: Problem, x: Maps, clean: Maps, sigma: float, lower: float, renewal: float) -> Maps:
     """Noise of the next level around `clean`: part of it in the direction of the noise that x had, part new."""
     old = (x - clean) / sigma
     return clean + lower * (math.sqrt(1 - renewal) * old + math.sqrt(renewal) * problem.noise(x))
