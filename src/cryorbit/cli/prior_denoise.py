@@ -29,7 +29,7 @@ class Settings:
     half2: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="HALF2")]]
     """Second half map."""
     out: OutMap
-    """Map to write; its spread goes beside it with _spread in its name."""
+    """Map to write; its spread goes beside it with _spread in its name, if the prior helped."""
     prior: PriorFile = None
     """The prior.safetensors of `prior train`; the shipped prior of maps unless given."""
     inference: Annotated[HalvesSettings, Flat] = field(default_factory=lambda: HalvesSettings(half_samples=2))
@@ -73,7 +73,9 @@ def run(settings: Settings) -> int:
             teller.tell(record)
             found = record.result
     assert found is not None  # the last record carries it
-    write_maps({settings.out: found.map, spread: found.spread})
+    write_maps({settings.out: found.map} | ({} if found.spread is None else {spread: found.spread}))
+    if found.spread is None:
+        spread.unlink(missing_ok=True)  # of an earlier run: it would be taken for this map's
     tell(settings.out, found)
     return 0 if found.prior_helped else 1
 
@@ -94,11 +96,12 @@ def tell(out: Path, found: Denoised) -> None:
     say(f"{grid.box} voxels of {grid.voxel_size_A:.3g} A, {result.gain:.3g} grey values per volt")
     say(f"{out}: halves agree (FSC 0.143) to {words[0]}; with the prior, which they share, to {words[1]}")
     say(
-        f"misfit of the other half per number: {chi['data only']:.4f} without the prior, {chi['posterior']:.4f} with it; "
-        f"the data may correct the prior by {result.prior_error:g} sd"
+        f"misfit of the other half per number: {min(chi['data only'], found.own_misfit):.4f} without the prior, "
+        f"{chi['posterior']:.4f} with it; the data may correct the prior by {result.prior_error:g} sd"
     )
     if not found.prior_helped:
         say(
-            "The prior does not suit this molecule: the map is that of the half maps alone, weighted by what they agree on. "
+            "The prior does not suit this molecule: the map is that of the half maps alone, weighted by what they agree on, "
+            "and no spread is written. "
             "Is it larger than the prior's box, or is --gain or --particle-diameter-A wrong?"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from cryorbit.inference.half_posteriors import (
     PriorReconstruction,
     posterior_of_halves,
 )
+from cryorbit.inference.held_out import held_out_misfit
 from cryorbit.inference.posterior import PosteriorSettings
 from cryorbit.inference.posterior_data import TwoVolumes
 from cryorbit.inference.prior_gain import fit_gain
@@ -45,19 +47,23 @@ class Denoised:
 
     Parameters
     ----------
-    map, spread
-        Posterior mean and standard deviation. Beyond the prior's band the mean is that of the half maps, weighted by what
-        they agree on.
+    map
+        Posterior mean. Beyond the prior's band, and everywhere if the prior did not help, the mean of the half maps,
+        weighted by what they agree on.
+    spread
+        Standard deviation of the posterior; None if the prior did not help: the map is not of that posterior.
     prior_helped
-        Whether each half is explained better by the posterior of the other than without the prior. If not, the map is that
-        without the prior.
+        Whether each half is explained better by the posterior of the other than by any map without the prior.
+    own_misfit
+        As `PriorReconstruction.chi_square`, of each half weighted by what the halves agree on.
     result
         The posterior on the prior's grid.
     """
 
     map: Volume
-    spread: Volume
+    spread: Volume | None
     prior_helped: bool
+    own_misfit: float
     result: PriorReconstruction
 
 
@@ -79,8 +85,8 @@ def denoising_grid(first: Volume, prior: VolumePrior, *, source: str = "half map
         )
     if wanted > 1.02 * coarsest:
         raise BadInput(
-            f"{source}: {field_A:.0f} A wide, but {LARGEST} voxels of {coarsest:g} A reach {LARGEST * coarsest:.0f} A. Crop "
-            "the maps to the molecule first: `cryorbit map crop`."
+            f"{source}: the molecule takes {field_A:.0f} A, but {LARGEST} voxels of {coarsest:g} A reach "
+            f"{LARGEST * coarsest:.0f} A. Give --particle-diameter-A if it is smaller, or a prior of coarser voxels."
         )
     n = max(8, int(field_A / wanted + 1e-6))
     voxel = field_A / n
@@ -120,13 +126,15 @@ def denoise_halves(
         resolution_A=grid.resolution_A,
         radius_A=radius_A,
     )
-    scaled = with_cutoff(halves).scaled(gain * prior.shape.density_scale)
+    unit = gain * prior.shape.density_scale
+    scaled = with_cutoff(halves).scaled(unit)
+    own = held_out_misfit(scaled, weighted((maps[0] / unit, maps[1] / unit), grid.voxel_size_A))
     task = PosteriorTask(prior, settings, sampling, grid, scaled, gain, radius_A, 0)
     known: dict[str, Any] = {}
     for record in posterior_of_halves(task, known):
         found = record.result
         if isinstance(found, PriorReconstruction):
-            found = _on_input(first, second, found, box)
+            found = _on_input(first, second, found, box, own)
         yield Progress(
             record.stage, record.step, record.steps, record.fraction, record.metrics, record.state, found
         )
@@ -173,15 +181,25 @@ def halves_of_maps(
     return Halves(found[0], found[1]), (passed[0].float(), passed[1].float())
 
 
+def weighted(
+    maps: tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]], voxel_size_A: float
+) -> tuple[Float[Tensor, "n n n"], Float[Tensor, "n n n"]]:
+    """Each half times their FSC, which is its Wiener filter: maps that lean on no prior and no scale."""
+    n = maps[0].shape[0]
+    curve = fourier_shell_correlation(
+        Volume(maps[0], voxel_size_A), Volume(maps[1], voxel_size_A)
+    ).correlation
+    weight = spread_shells(curve.double().clamp_min(0.0), n=n, ndim=3)
+    first, second = (torch.fft.irfftn(torch.fft.rfftn(m.double()) * weight, s=(n,) * 3).float() for m in maps)
+    return first, second
+
+
 def field_px(volume: Volume, prior: VolumePrior, radius_A: float) -> int:
-    """Voxels of a map that are looked at: the prior's box about the middle where the molecule fits it, else all."""
-    finest, coarsest = prior.shape.voxel_size_A
-    extent_A = 1.1 * 2 * radius_A + 3 * finest
-    if extent_A > prior.shape.box * coarsest:
-        return volume.box
-    voxel = max(finest, volume.pixel_size_A, extent_A / prior.shape.box)
-    wanted = -(-int(1000 * prior.shape.box * voxel / volume.pixel_size_A) // 1000)
-    return min(volume.box, wanted)
+    """Voxels of a map that are looked at, about the middle: the molecule with some room, at least the prior's box."""
+    finest = prior.shape.voxel_size_A[0]
+    extent_A = max(1.1 * 2 * radius_A + 3 * finest, prior.shape.box * max(finest, volume.pixel_size_A))
+    # A hair less, or rounding adds a voxel to fields that are a whole number of them.
+    return min(volume.box, math.ceil(extent_A / volume.pixel_size_A - 1e-3))
 
 
 def molecule_radius_A(first: Volume, second: Volume, *, source: str = "half maps") -> float:
@@ -208,12 +226,20 @@ def molecule_radius_A(first: Volume, second: Volume, *, source: str = "half maps
     return min(1.2 * (float(reached[0]) + 1), n / 2) * voxel
 
 
-def _on_input(first: Volume, second: Volume, result: PriorReconstruction, box: int) -> Denoised:
-    """The posterior put back on the half maps' grid, its low pass undone; their own mean beyond its band."""
+def _on_input(
+    first: Volume, second: Volume, result: PriorReconstruction, box: int, own_misfit: float
+) -> Denoised:
+    """The posterior put back on the half maps' grid, its low pass undone; their own mean where the prior says nothing."""
     n, grid = first.box, result.grid
     mean = torch.stack((first.values, second.values)).double().mean(0)
     curve = fourier_shell_correlation(first, second).correlation.double()
     own = torch.fft.rfftn(mean) * spread_shells(cref(curve), n=n, ndim=3)
+
+    def placed(values: Tensor) -> Volume:
+        return crop_map(Volume(values.float(), first.pixel_size_A, first.origin_A, first.nstart), box=box)
+
+    if result.chi_square["posterior"] > min(result.chi_square["data only"], own_misfit):
+        return Denoised(placed(torch.fft.irfftn(own, s=(n,) * 3)), None, False, own_misfit, result)
     radius = radius_grid(n, ndim=3, dtype=torch.float64)
     edge = cosine_edge(radius, inner=_BAND[0] * grid.box / 2, outer=_BAND[1] * grid.box / 2)
     if result.cutoff_A is not None:
@@ -228,10 +254,4 @@ def _on_input(first: Volume, second: Volume, result: PriorReconstruction, box: i
 
     beyond = torch.fft.irfftn(own * (1 - edge), s=(n,) * 3)
     spread = torch.stack([back(s) for s in result.samples]).std(0) if len(result.samples) > 1 else 0 * mean
-
-    def placed(values: Tensor) -> Volume:
-        return crop_map(Volume(values.float(), first.pixel_size_A, first.origin_A, first.nstart), box=box)
-
-    helped = result.chi_square["posterior"] <= result.chi_square["data only"]
-    best = result.mean if helped else result.data_only
-    return Denoised(placed(back(best) + beyond), placed(spread), helped, result)
+    return Denoised(placed(back(result.mean) + beyond), placed(spread), True, own_misfit, result)
