@@ -124,3 +124,10 @@ def test_a_map_with_the_motion_taken_out(shell, trained):
     code, _, err = shell("flex", "reconstruct", trained)
     assert code == 2
     assert "another" in err
+    mine = trained / "deformed" / "mine.txt"
+    mine.write_text("mine")
+    code, _, err = shell("flex", "reconstruct", trained, "--overwrite")
+    assert code == 2
+    assert "mine.txt" in err
+    assert mine.read_text() == "mine"
+    mine.unlink()

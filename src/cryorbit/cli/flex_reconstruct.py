@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cryorbit.data import ParticleStack
     from cryorbit.inference.flex import FlexResult
 
+_FACTS = "deformed.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -42,7 +44,7 @@ class Settings:
 def run(settings: Settings) -> int:
     """Reconstruct, then write everything into a folder that appears when it is whole."""
     from cryorbit.cli.flex_files import load_flex
-    from cryorbit.cli.outputs import FSC, HALF1, HALF2, MAP, write_fsc
+    from cryorbit.cli.outputs import FSC, HALF1, HALF2, MAP, refuse_foreign, write_fsc
     from cryorbit.cli.progress import Teller, say
     from cryorbit.cli.run_folder import refuse_occupied, write_json
     from cryorbit.inference.flex_reconstruction import deformed_reconstruction
@@ -53,6 +55,7 @@ def run(settings: Settings) -> int:
     out = settings.out or settings.run_dir / "deformed"
     if not settings.overwrite:
         refuse_occupied(out, (MAP, HALF1, HALF2, FSC))
+    refuse_foreign(out, {MAP, HALF1, HALF2, FSC, _FACTS}.__contains__, verb="flex reconstruct")
     set_threads(settings.threads)
     result, trained = load_flex(settings.run_dir)
     stack = particles_of(settings, result)
@@ -72,7 +75,7 @@ def run(settings: Settings) -> int:
             "resolution_0143_A": found.curve.resolution_A(0.143),
             "halves": "images independent, motion learned from both",
         }
-        write_json(folder / "deformed.json", facts)
+        write_json(folder / _FACTS, facts)
     say(
         f"{out / MAP}: written, in the conformation of {stack.ids[row]}; half maps agree to "
         f"{found.curve.resolution_A(0.143):.2f} A (they share the motion, so this says nothing of whether it is right)."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,26 @@ def refuse_existing(path: Path | None, *, overwrite: bool) -> None:
     """
     if path is not None and path.exists() and not overwrite:
         raise BadInput(f"{path}: is there already. Choose another name, or give --overwrite.")
+
+
+def refuse_foreign(folder: Path, own: Callable[[str], bool], *, verb: str) -> None:
+    """Raise before any work if a folder that is to be replaced holds what the command does not write.
+
+    Parameters
+    ----------
+    own
+        Whether a file of this name is the command's.
+
+    Raises
+    ------
+    BadInput
+        Naming the first other file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file, wanted an output folder. Choose another name with -o.")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_file() or not own(path.name):
+            raise BadInput(f"{path}: no {verb} wrote it. Choose another folder with -o, or move it.")
 
 
 def refuse_no_folder(path: Path) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from cryorbit.cli.config import Flat
 from cryorbit.cli.options import ComputeOptions, ConfigOptions, OutFolder, prepare
+from cryorbit.cli.outputs import refuse_foreign
 from cryorbit.cli.prior_files import PriorFile
 from cryorbit.errors import BadInput
 
@@ -71,7 +72,7 @@ def run(settings: Settings) -> int:
     from cryorbit.models.point_prior import PointPrior
 
     refuse_senseless(settings)
-    refuse_foreign(settings.out)
+    refuse_other_samples(settings.out)
     refuse_existing(settings.out, overwrite=settings.overwrite)
     device = prepare(settings.compute)
     prior = load_prior(settings.prior)
@@ -113,7 +114,7 @@ def refuse_senseless(settings: Settings) -> None:
         )
 
 
-def refuse_foreign(out: Path) -> None:
+def refuse_other_samples(out: Path) -> None:
     """Raise if the folder, which is to be replaced, holds what no earlier sampling wrote, or no whole sampling.
 
     Raises
@@ -121,12 +122,8 @@ def refuse_foreign(out: Path) -> None:
     BadInput
         Naming the first such file.
     """
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out}: is a file, wanted an output folder. Choose another name with -o.")
+    refuse_foreign(out, lambda name: name == SCORES or bool(_SAMPLE.fullmatch(name)), verb="prior sample")
     held = sorted(out.iterdir()) if out.is_dir() else []
-    for path in held:
-        if not path.is_file() or not (path.name == SCORES or _SAMPLE.fullmatch(path.name)):
-            raise BadInput(f"{path}: no prior sample wrote it. Choose another folder with -o, or move it.")
     if held and not (out / SCORES).exists():  # the samples of a reconstruction have names of this kind
         raise BadInput(
             f"{out}: its {held[0].name} is of no prior sample (no {SCORES}). Choose another folder with -o."
