@@ -208,8 +208,9 @@ def test_half_maps_say_their_mean_with_their_noise(box):
     ("area", "gain", "met"), [(0.2, 0.01, True), (0.2, -0.01, False), (0.48, -0.01, False)]
 )
 def test_denoising_must_gain_where_data_are_poor_and_lose_nothing_where_good(area, gain, met):
-    about = {"task": TASK, "protein": "p", "views": 50}
-    rows = [{**about, "method": MEAN, "prior": "", "fsc_area": area}]
+    about = {"task": TASK, "protein": "p", "views": 50, "snr": 0.1}
+    rows = [{**about, "method": MEAN, "prior": "", "fsc_area": 0.3, "snr": 10.0}]  # of other images
+    rows += [{**about, "method": MEAN, "prior": "", "fsc_area": area}]
     rows += [{**about, "method": DENOISED, "prior": "x", "fsc_area": area + gain}]
     (line,) = halves_verdict(rows, "x")
     assert line.startswith("met " if met else "MISS")

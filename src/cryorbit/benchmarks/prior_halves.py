@@ -42,12 +42,15 @@ class HalvesTask:
     pairs: int = 5
     """Proteins, the first ones."""
     images_of_pair: tuple[int, ...] = (50, 200, 800, 3200)
-    """Images that both halves are made of, SNR 0.1 with CTF."""
+    """Images that both halves are made of, with CTF."""
+    pair_snr: float = 0.1
+    """Their SNR; 10 makes of 3,200 images what 320,000 make at 0.1."""
 
     def __post_init__(self) -> None:
-        if self.pairs < 1 or min((*self.images_of_pair, 2)) < 2:
+        if self.pairs < 1 or min((*self.images_of_pair, 2)) < 2 or not self.pair_snr > 0:
             raise BadInput(
-                f"--pairs {self.pairs} --images-of-pair {self.images_of_pair}: wanted 1 and 2 or more."
+                f"--pairs {self.pairs} --images-of-pair {self.images_of_pair} --pair-snr {self.pair_snr:g}: wanted 1 and 2 "
+                "or more, and an SNR above 0."
             )
 
 
@@ -58,16 +61,17 @@ class HalvesCell:
     protein: Protein
     grid: MapGrid
     images: int
+    snr: float = 0.1
 
     def key(self, method: str, prior: str) -> Row:
         """The fields that tell its rows apart."""
-        about = {"task": TASK, "protein": self.protein.name, "views": self.images, "snr": 0.1, "seed": 0}
+        about = {"task": TASK, "protein": self.protein.name, "views": self.images, "snr": self.snr, "seed": 0}
         return {**about, "method": method, "prior": prior if method == OURS else ""}
 
     def rows(self, prior: VolumePrior, name: str, plan: SamplerPlan) -> Iterator[Row]:
         """The mean of the half maps, total variation at its best, and the posterior's mean."""
         truth = self.grid.map_of(self.protein.atoms)
-        first, second = half_maps(truth, self.grid.voxel_size_A, images=self.images)
+        first, second = half_maps(truth, self.grid.voxel_size_A, images=self.images, snr=self.snr)
         data = of_half_maps(first, second, self.grid.voxel_size_A)
         tuned = oracle_tuned(total_variation, data, truth, strengths=(1e-3, 1e-2, 1e-1, 1.0))
         for method, outcome in (
@@ -85,14 +89,14 @@ class HalvesCell:
 
 
 def half_maps(
-    truth: Float[Tensor, "n n n"], voxel_size_A: float, *, images: int, seed: int = 0
+    truth: Float[Tensor, "n n n"], voxel_size_A: float, *, images: int, snr: float = 0.1, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Least squares maps of two halves of simulated images with CTF, SNR 0.1, known poses."""
+    """Least squares maps of two halves of simulated images with CTF and known poses."""
     n = truth.shape[0]
     made = simulate(
         Volume(truth, voxel_size_A),
         SimulationSettings(
-            n_particles=images, box=n, pixel_size_A=voxel_size_A, snr=0.1, shift_sd_A=0.0, seed=seed
+            n_particles=images, box=n, pixel_size_A=voxel_size_A, snr=snr, shift_sd_A=0.0, seed=seed
         ),
     )
     power = torch.full((n // 2 + 1,), n**2 * made.sigma**2)
@@ -124,26 +128,28 @@ def of_half_maps(
 
 def halves_cells(proteins: Sequence[Protein], task: HalvesTask, grid: MapGrid) -> list[HalvesCell]:
     """All pairs."""
-    return [HalvesCell(p, grid, n) for p in proteins[: task.pairs] for n in task.images_of_pair]
+    return [
+        HalvesCell(p, grid, n, task.pair_snr) for p in proteins[: task.pairs] for n in task.images_of_pair
+    ]
 
 
 def halves_table(rows: Sequence[Row]) -> str:
-    """Mean FSC areas by number of images, and what is gained over the mean of the half maps."""
+    """Mean FSC areas by number of images and SNR, and what is gained over the mean of the half maps."""
     rows = [r for r in rows if r["task"] == TASK]
     if not rows:
         return ""
     lines = [
-        f"{'half maps of':16s} {'method':26s} {'pairs':>5s} {'fsc area':>9s} {'gain':>7s} {'pearson':>8s} {'seconds':>8s}"
+        f"{'half maps of':23s} {'method':26s} {'pairs':>5s} {'fsc area':>9s} {'gain':>7s} {'pearson':>8s} {'seconds':>8s}"
     ]
-    for n in sorted({r["views"] for r in rows}):
-        here = [r for r in rows if r["views"] == n]
+    for n, snr in sorted({(r["views"], r["snr"]) for r in rows}, key=lambda made: made[0] * made[1]):
+        here = [r for r in rows if (r["views"], r["snr"]) == (n, snr)]
         for method in (MEAN, TV, OURS):
             for prior in dict.fromkeys(r["prior"] for r in here if r["method"] == method):
                 mine = [r for r in here if (r["method"], r["prior"]) == (method, prior)]
                 area, start = average(mine, "fsc_area"), average(_of(here, MEAN), "fsc_area")
                 lines.append(
-                    f"{n:6d} images    {method:26s} {len(mine):5d} {area:9.4f} {(area or 0) - (start or 0):+7.4f} "
-                    f"{average(mine, 'pearson'):8.3f} {average(mine, 'seconds'):8.1f}"
+                    f"{n:6d} images, SNR {snr:<4g} {method:26s} {len(mine):5d} {area:9.4f} "
+                    f"{(area or 0) - (start or 0):+7.4f} {average(mine, 'pearson'):8.3f} {average(mine, 'seconds'):8.1f}"
                 )
     return "\n".join(lines)
 
@@ -154,7 +160,7 @@ def halves_verdict(rows: Sequence[Row], prior: str) -> list[str]:
     pairs = []
     for row in _of(rows, OURS):
         start = next(
-            (r for r in _of(rows, MEAN) if (r["protein"], r["views"]) == (row["protein"], row["views"])), None
+            (r for r in _of(rows, MEAN) if all(r[k] == row[k] for k in ("protein", "views", "snr"))), None
         )
         if start is not None:
             pairs.append((start["fsc_area"], row["fsc_area"] - start["fsc_area"]))
