@@ -19,26 +19,13 @@ from cryorbit.models.triplane_prior import TriplanePrior
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
 from cryorbit.physics.atom_density import density_of_atoms
 from cryorbit.physics.procedural_protein import procedural_protein
+from gaussian_prior import gaussian_prior
 
 TINY = (
     "--proteins 3 --held-back 1 --lengths 24 30 --box 8 --voxel-size-A 8 10 --map-resolution-A 20 24 --channels 8 --batch 2 "
     "--steps 6 --measured-batches 2 --record-every 2 --warm-up 2 --threads 1"
 ).split()
 FAST = "--samples 2 --half-samples 2 --steps 6 --threads 1".split()
-
-
-def gaussian_prior(*, density_scale: float = 1.0) -> VolumePrior:
-    """A network that says nothing: maps with a spectrum that falls, for voxels of 20 A."""
-    shape = VolumePriorShape(
-        channels=(8,),
-        box=16,
-        density_scale=density_scale,
-        voxel_size_A=(18.0, 24.0),
-        resolution_A=(40.0, 50.0),
-        spectrum=tuple(1e12 * 10 ** (-0.5 * k) for k in range(8)),
-        spectrum_step_per_A=0.004,
-    )
-    return VolumePrior(shape, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")

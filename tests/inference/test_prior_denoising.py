@@ -16,21 +16,9 @@ from cryorbit.inference.half_posteriors import HalvesSettings
 from cryorbit.inference.posterior import PosteriorSettings
 from cryorbit.inference.prior_denoising import denoise_halves, denoising_grid, field_px, weighted
 from cryorbit.models.volume_prior import VolumePrior, VolumePriorShape
+from gaussian_prior import gaussian_prior
 
 VOXEL_A = 20.0
-
-
-def gaussian_prior(box: int = 16) -> VolumePrior:
-    """A network that says nothing: maps with a spectrum that falls, for voxels of 20 A."""
-    shape = VolumePriorShape(
-        channels=(8,),
-        box=box,
-        voxel_size_A=(18.0, 24.0),
-        resolution_A=(40.0, 50.0),
-        spectrum=tuple(1e12 * 10 ** (-0.5 * k) for k in range(8)),
-        spectrum_step_per_A=0.004,
-    )
-    return VolumePrior(shape, generator=torch.Generator().manual_seed(0))
 
 
 def half_maps(n: int) -> tuple[Volume, Volume, Volume]:

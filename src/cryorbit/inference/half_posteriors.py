@@ -50,8 +50,8 @@ class HalvesSettings:
     """How two halves of the data and a prior are put together, whether they come as images or as maps."""
 
     method: MethodName = "diffpir"
-    """Sampler. diffpir: a point estimate, whose spread is too small; pigdm, diffpir-draw and split-gibbs: honest spread,
-    pigdm the most exact, at twice the time."""
+    """Sampler. diffpir: a point estimate, whose spread is too small; pigdm, diffpir-draw and split-gibbs: a spread near the
+    posterior's, still too small where images are many and clean. pigdm: best on few views, two passes a step."""
     particle_diameter_A: float | None = None
     """Of the particle; measured unless given."""
     gain: float | None = None
