@@ -20,7 +20,7 @@ demo: $(STAMP)
 	$(BIN)/cryorbit demo -o demo --seed $(SEED)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal --cov --cov-report=term --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
