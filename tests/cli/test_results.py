@@ -124,7 +124,7 @@ def test_evaluation_against_other_particles_is_refused(shell, run, simulated):
 
 
 def test_report_is_written_anew_from_the_folder(shell, run):
-    """report DIR needs nothing but the folder; without a map there is no report, and flex runs have one of their own."""
+    """report DIR needs nothing but the folder; without a map there is none, and flex and prior runs have their own."""
     (run / "report.html").unlink()
     assert shell("report", run)[0] == 0
     assert (run / "report.html").stat().st_size > 50_000
@@ -132,6 +132,9 @@ def test_report_is_written_anew_from_the_folder(shell, run):
     code, _, error = shell("report", run)
     assert code == 2
     assert "map.mrc" in error
+    facts = json.loads((run / RUN).read_text())
+    (run / RUN).write_text(json.dumps(facts | {"verb": "prior reconstruct"}))
+    assert "writes its report itself" in shell("report", run)[2]
     (run / "latents.safetensors").touch()
     assert "flex analyze" in shell("report", run)[2]
 

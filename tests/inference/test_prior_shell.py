@@ -191,6 +191,30 @@ def test_a_prior_is_made_and_resumed_to_the_same():
         assert torch.equal(again[-1].result.tensors()[name], weight)
 
 
+def test_a_prior_has_the_network_its_recipe_asks_for():
+    """Cubes of voxels, blocks and attention, on an odd box too: the weights that come out fit what their card says."""
+    recipe = PriorRecipe(
+        proteins=1,
+        lengths=(20, 21),
+        held_back=0,
+        batch=1,
+        measured_batches=1,
+        box=9,
+        voxel_size_A=(8.0, 9.0),
+        map_resolution_A=(18.0, 20.0),
+        channels=(8, 16),
+        patch=2,
+        blocks=2,
+        attention=True,
+    )
+    prior = list(make_prior(recipe, PriorSettings(steps=1, warm_up=1), Structures()))[-1].result
+    card = prior.card()
+    assert (card["patch"], card["blocks"], card["attention"]) == (2, 2, True)
+    again = type(prior).from_state(prior.tensors(), card)
+    assert any("attention" in name for name in again.tensors())
+    assert again.denoiser(voxel_size=8.0)(torch.zeros(1, 1, 9, 9, 9), torch.ones(1)).shape == (1, 1, 9, 9, 9)
+
+
 def test_lengths_of_the_shipped_prior_are_those_of_its_recipe():
     lengths = procedural_lengths(400, (50, 240))
     assert len(lengths) == 400

@@ -80,7 +80,7 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     from cryorbit.cli.diagnostics import mirror_of, of_diagnostics
     from cryorbit.cli.flex_files import LATENTS
     from cryorbit.cli.network_panel import of_network
-    from cryorbit.cli.outputs import HALF1, HALF2, MAP, TRUTH_CURVE, read_fsc
+    from cryorbit.cli.outputs import HALF1, HALF2, MAP, REPORT, TRUTH_CURVE, read_fsc
     from cryorbit.cli.postprocess_files import SHARPENED, of_postprocess
     from cryorbit.cli.progress import read_metrics
     from cryorbit.cli.run_folder import METRICS, RUN, SETTINGS, read_json
@@ -90,11 +90,15 @@ def gather(folder: Path, *, stack: ParticleStack | None = None) -> ReportData:
     shown = next((folder / name for name in (MAP, SHARPENED) if (folder / name).exists()), None)
     if shown is None and (folder / LATENTS).exists():
         raise BadFile(f"{folder}: a flex run. `cryorbit flex analyze {folder}` writes its report.")
+    facts = read_json(folder / RUN)
+    if shown is None and facts.get("verb") == "prior reconstruct":
+        raise BadFile(
+            f"{folder}: `prior reconstruct` writes its report itself, at its end. Open {folder / REPORT}."
+        )
     if shown is None:
         raise BadFile(f"{folder}: no {MAP} in it. Give the folder of a finished run.")
     volume = read_map(shown)
     halves = [folder / HALF1, folder / HALF2]
-    facts = read_json(folder / RUN)
     settings = yaml.safe_load((folder / SETTINGS).read_text()) if (folder / SETTINGS).exists() else {}
     truth = folder / TRUTH_CURVE
     stack = _particles(folder, settings) if stack is None else stack

@@ -65,6 +65,12 @@ class PriorRecipe:
     """Largest distance of a molecule from the middle of its map."""
     channels: tuple[int, ...] = (16, 32, 64)
     """Of the network of maps or planes, per level."""
+    patch: int = 1
+    """2: the network of maps sees cubes of two voxels as channels, and all its levels have half the box."""
+    blocks: int = 1
+    """Blocks per level of the network of maps, on the way down and again on the way up."""
+    attention: bool = False
+    """Voxels of the coarsest level of the network of maps look at one another."""
     hidden: int = 32
     """Features per residue of the network of chains; of a pixel between maps and planes."""
     layers: int = 3
@@ -278,6 +284,9 @@ def _task(
     spectrum = map_spectrum(source, density_scale=scale, batches=recipe.measured_batches)
     shape = VolumePriorShape(
         channels=recipe.channels,
+        patch=recipe.patch,
+        blocks=recipe.blocks,
+        attention=recipe.attention,
         box=recipe.box,
         density_scale=scale,
         voxel_size_A=recipe.voxel_size_A,
