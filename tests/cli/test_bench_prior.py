@@ -4,7 +4,10 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
+from cryorbit.benchmarks.prior_proteins import MapGrid
+from cryorbit.cli import bench_prior
 from cryorbit.io.atoms import write_atoms
 from cryorbit.io.weights import save_weights
 from cryorbit.models.point_prior import PointPrior, PointPriorShape
@@ -44,6 +47,37 @@ def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path,
     assert code == 2
     assert "of 2 steps and 3 samples, not 3 and 3" in error
     assert (tmp_path / "o.json").read_text() == kept
+
+
+def test_bench_prior_draws_maps_beside_the_truth(shell, tmp_path, tiny, monkeypatch):
+    """One picture per condition, named by it; those that are there are kept as they are. A small box, to be quick."""
+    monkeypatch.setattr(bench_prior, "MapGrid", lambda: MapGrid(box=16, voxel_size_A=4.0))
+    line = ["bench", "prior", "--json", tmp_path / "o.json", "--prior", tiny, "--proteins", 40, "--views", 3]
+    line += [
+        "--snr",
+        0.1,
+        "--seeds",
+        2,
+        "--samples",
+        2,
+        "--steps",
+        2,
+        "--jobs",
+        1,
+        "--figures",
+        tmp_path / "f",
+    ]
+    line += ["--method", "chance, another protein"]
+    shell(*line)
+    (picture,) = (tmp_path / "f").iterdir()
+    assert picture.name == "procedural-40-0_3_images_snr_0.1.png"
+    with Image.open(picture) as image:
+        width, height = image.size
+    assert width == 2400
+    assert 800 < height < width
+    picture.write_bytes(b"mine")
+    shell(*line)
+    assert picture.read_bytes() == b"mine"
 
 
 def test_bench_prior_refuses_what_the_prior_of_chains_was_trained_on(shell, tmp_path, tiny):

@@ -18,6 +18,7 @@ from cryorbit.benchmarks.prior_methods import (
     CHANCE,
     MORE,
     NO_PRIOR,
+    ORACLE,
     OURS,
     SAMPLERS,
     Outcome,
@@ -28,6 +29,7 @@ from cryorbit.benchmarks.prior_methods import (
 )
 from cryorbit.benchmarks.prior_proteins import MapGrid, Protein
 from cryorbit.benchmarks.prior_views import CLEAN_SNR, draw_views
+from cryorbit.data import Volume
 from cryorbit.errors import BadInput
 from cryorbit.models.point_prior import PointPrior
 from cryorbit.models.volume_prior import VolumePrior
@@ -132,6 +134,42 @@ class MapCell:
 
 
 METHODS = (*CHANCE, *NO_PRIOR, *SAMPLERS)
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What there is to see of a cell: maps by name, the true one first, a note on each, and a posterior's spread."""
+
+    title: str
+    maps: dict[str, Volume]
+    notes: dict[str, str]
+    spread: Volume
+
+
+def compared(cell: MapCell, prior: VolumePrior, plan: SamplerPlan) -> Compared:
+    """The true map beside the two best without a learned prior and the posterior of the best sampler, all made anew."""
+    runs = {
+        "NNLS": cell.run("nnls", prior, plan),
+        "TV, oracle-tuned": cell.run(f"tv{ORACLE}", prior, plan),
+        "Posterior mean": cell.run(OURS[0], prior, plan),
+    }
+    posterior = runs["Posterior mean"].samples
+    if posterior is None or len(posterior) < 2:
+        raise BadInput(f"--samples {plan.samples}: a figure shows their spread. Give two or more.")
+    found = {
+        "True map": cell.truth,
+        **{name: run.map for name, run in runs.items()},
+        "One sample": posterior[0],
+    }
+    size = cell.grid.voxel_size_A
+    notes = {name: f"Pearson {pearson(found[name], cell.truth):.3f}" for name in [*runs, "One sample"]}
+    images = "clean" if cell.snr >= CLEAN_SNR else f"SNR {cell.snr:g} with CTF"
+    return Compared(
+        f"{cell.protein.name}, {cell.views} images, {images}",
+        {name: Volume(values, size) for name, values in found.items()},
+        {"True map": f"{cell.grid.resolution_A:g} Å"} | notes,
+        Volume(posterior.std(0), size),
+    )
 
 
 def map_scores(outcome: Outcome, truth: Float[Tensor, "n n n"]) -> Row:

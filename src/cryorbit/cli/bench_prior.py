@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +63,8 @@ class Settings:
     cost: Annotated[CostTask, Flat] = field(default_factory=CostTask)
     units: Annotated[UnitsTask, Flat] = field(default_factory=UnitsTask)
     plan: Annotated[SamplerPlan, Flat] = field(default_factory=SamplerPlan)
+    figures: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Also draw maps of the first seed beside the true ones, as PNG in this folder; pictures that are there are kept."""
     max_minutes: float = 120.0
     """Nothing new is begun after this time; run again to go on."""
     jobs: int | None = None
@@ -88,6 +90,8 @@ def run(settings: Settings) -> int:
         time.monotonic() + 60 * settings.max_minutes,
     )
     name = run_tasks(bench, settings)
+    if settings.figures is not None:
+        draw_figures(bench, settings.maps, settings.figures)
     print(tables(bench.scores.rows))
     bars = verdict(bench.scores.rows, bench.name, name)
     print("\n".join(["", *bars]))
@@ -111,6 +115,30 @@ def run_tasks(bench: Bench, settings: Settings) -> str:
     if "cost" in settings.task:
         run_cost(bench, settings.cost)
     return run_units(bench, settings.units, chains) if "units" in settings.task else ""
+
+
+def draw_figures(bench: Bench, task: MapTask, folder: Path) -> None:
+    """Pictures that are not in the folder yet, of the conditions of the task maps.
+
+    Raises
+    ------
+    BadFile
+        If one cannot be written.
+    """
+    from cryorbit.benchmarks.prior_maps import compared, map_cells
+    from cryorbit.cli.outputs import making_folder
+    from cryorbit.io.atomic import atomic_path
+    from cryorbit.report.prior_comparison import comparison_png
+
+    for cell in map_cells(bench.proteins, replace(task, seeds=1), bench.grid):
+        path = folder / f"{cell.protein.name}_{cell.views}_images_snr_{cell.snr:g}.png"
+        if path.exists() or bench.prior is None or time.monotonic() > bench.stop_at:
+            continue
+        shown = compared(cell, bench.prior, bench.plan)
+        picture = comparison_png(shown.maps, shown.notes, spread=shown.spread, title=shown.title)
+        with making_folder(folder, ()), atomic_path(path) as part:
+            part.write_bytes(picture)
+        say(f"{path}: {shown.title}")
 
 
 def trained_on(prior: Path | None) -> list[str]:
