@@ -49,9 +49,11 @@ MethodName = Literal[
 class HalvesSettings:
     """How two halves of the data and a prior are put together, whether they come as images or as maps."""
 
-    method: MethodName = "diffpir"
-    """Sampler. diffpir: a point estimate, whose spread is too small; pigdm, diffpir-draw and split-gibbs: a spread near the
-    posterior's, still too small where images are many and clean. pigdm: best on few views, two passes a step."""
+    method: MethodName = "diffpir-spectrum"
+    """Sampler. diffpir-spectrum: a point estimate by the prior's spectrum, whose spread is too small; diffpir: with one
+    weight for all Fourier terms, which holds coarse ones back in noise. pigdm, split-gibbs and the draws: a spread near the
+    posterior's, still too small where images are many and clean. pigdm: best on few clean views, two passes a step.
+    """
     particle_diameter_A: float | None = None
     """Of the particle; measured unless given."""
     gain: float | None = None

@@ -130,7 +130,7 @@ def _notes(reading: PriorReading) -> list[str]:
     if reading.method in _TOO_SMALL and result.prior_error < _LITTLE:
         notes.append(
             f"Chains of {reading.method} scatter less than the posterior does: the spread is about 0.7 of the right one "
-            "where the prior decides. For error bars use --method diffpir-draw or split-gibbs."
+            "where the prior decides. For error bars use --method pigdm or diffpir-spectrum-draw."
         )
     misfit = result.chi_square["posterior"]
     if abs(misfit - 1) > _NOISE_OFF:
