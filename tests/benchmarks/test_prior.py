@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from cryorbit.benchmarks.prior_maps import (
 from cryorbit.benchmarks.prior_methods import (
     CHANCE,
     MORE,
+    ROOMY,
+    WITH_ROOM,
     Outcome,
     SamplerPlan,
     chance_map,
@@ -34,7 +37,7 @@ from cryorbit.benchmarks.prior_poses import OURS, PLAIN, PoseLoop, PosesCell, Po
 from cryorbit.benchmarks.prior_proteins import FIRST_SEED, MapGrid, benchmark_proteins, made_up, refuse_seen
 from cryorbit.benchmarks.prior_table import map_table, map_verdict
 from cryorbit.benchmarks.prior_units import UnitsCell, UnitsTask, images_of_points
-from cryorbit.benchmarks.prior_views import draw_views, exact_images
+from cryorbit.benchmarks.prior_views import CLEAN_SNR, draw_views, exact_images
 from cryorbit.data import Pose
 from cryorbit.errors import BadInput
 from cryorbit.models.point_prior import PointPrior, PointPriorShape
@@ -155,6 +158,21 @@ def test_rows_of_a_sampler_are_those_of_its_prior(protein, prior):
     assert fingerprint(again) == fingerprint(prior) != fingerprint(other)
     assert cell.key("tv", "x")["prior"] == ""
     assert "3 views" in map_table([row])
+
+
+def test_room_for_error_is_filled_by_the_images_and_told_by_the_spread(protein, prior):
+    """An untrained prior's map moves towards what was seen and its samples apart; with no room nothing moves."""
+    cell = MapCell(protein, [protein], GRID, 6, CLEAN_SNR, 0)
+    name = ROOMY[0].removesuffix(WITH_ROOM)
+    plan = SamplerPlan(samples=3, steps=2, room=0.0)
+    plain, none = (cell.run(m, prior, plan) for m in (name, ROOMY[0]))
+    assert torch.equal(none.map, plain.map)
+    wide = cell.run(ROOMY[0], prior, replace(plan, room=2.0))
+    data = cell.unguided.views.whole
+    assert float(data.chi_square(wide.map)) < 0.9 * float(data.chi_square(plain.map))
+    assert wide.network_passes == plain.network_passes
+    data_free = cell.truth < 0.01 * cell.truth.max()
+    assert float(wide.samples.std(0)[~data_free].mean()) > float(plain.samples.std(0)[~data_free].mean())
 
 
 def row_of(method: str, value: float, **more):

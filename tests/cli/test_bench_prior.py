@@ -45,7 +45,7 @@ def test_bench_prior_keeps_rows_and_fails_where_a_bar_is_missed(shell, tmp_path,
     kept = (tmp_path / "o.json").read_text()
     code, _, error = shell(*line, "--steps", 3)
     assert code == 2
-    assert "of 2 steps and 3 samples, not 3 and 3" in error
+    assert "with steps 2, samples 3, not steps 3, samples 3" in error
     assert (tmp_path / "o.json").read_text() == kept
 
 

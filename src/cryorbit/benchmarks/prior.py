@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from cryorbit.benchmarks.prior_maps import (
     map_cells,
     methods_for,
 )
-from cryorbit.benchmarks.prior_methods import SamplerPlan
+from cryorbit.benchmarks.prior_methods import ROOMY, SamplerPlan
 from cryorbit.benchmarks.prior_poses import OURS as IN_LOOP
 from cryorbit.benchmarks.prior_poses import PosesCell, PosesTask, poses_table, poses_verdict
 from cryorbit.benchmarks.prior_proteins import MapGrid, Protein
@@ -82,12 +82,14 @@ class Bench:
         if row is None:
             return False
         plan = self.plan.settings(key["method"], key["seed"])
-        asked = {"steps": plan.steps, "samples": plan.samples}
+        asked: dict[str, float] = {"steps": plan.steps, "samples": plan.samples}
+        if key["method"] in ROOMY:
+            asked["room"] = self.plan.room
         held = {name: row.get(name, value) for name, value in asked.items()}
         if held != asked:
             raise BadInput(
-                f"{self.scores.path}: holds rows of {key['method']} of {held['steps']} steps and {held['samples']} samples, "
-                f"not {asked['steps']} and {asked['samples']}. Give --steps and --samples as they were, or another --json."
+                f"{self.scores.path}: holds rows of {key['method']} with {_listed(held)}, not {_listed(asked)}. Give "
+                f"{', '.join('--' + name for name in asked)} as they were, or another --json."
             )
         return True
 
@@ -178,6 +180,10 @@ def verdict(rows: Sequence[Row], prior: str, chains: str = "") -> list[str]:
         *cost_verdict(rows, prior),
         *(units_verdict(rows, chains) if chains else []),
     ]
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def line(row: Row) -> str:

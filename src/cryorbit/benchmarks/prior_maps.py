@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,11 +21,13 @@ from cryorbit.benchmarks.prior_methods import (
     ORACLE,
     OURS,
     SAMPLERS,
+    WITH_ROOM,
     Outcome,
     SamplerPlan,
     Unguided,
     chance_map,
     sampled,
+    with_room,
 )
 from cryorbit.benchmarks.prior_proteins import MapGrid, Protein
 from cryorbit.benchmarks.prior_views import CLEAN_SNR, draw_views
@@ -74,6 +76,7 @@ class MapCell:
     views: int
     snr: float
     seed: int
+    _drawn: dict[str, Outcome] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> Float[Tensor, "n n n"]:
@@ -119,7 +122,12 @@ class MapCell:
             return self.unguided.outcome(method)
         if method not in SAMPLERS or prior is None:
             raise BadInput(f"--method {method}: no such method, or no prior for it. Choose from {METHODS}.")
-        return sampled(prior, self.unguided.views.whole, self.grid, method, plan.settings(method, self.seed))
+        data, name = self.unguided.views.whole, method.removesuffix(WITH_ROOM)
+        # With room and without, the chains are the same.
+        if name not in self._drawn:
+            self._drawn[name] = sampled(prior, data, self.grid, name, plan.settings(name, self.seed))
+        drawn = self._drawn[name]
+        return drawn if name == method else with_room(prior, drawn, data, size=plan.room, seed=self.seed)
 
     def row(self, method: str, outcome: Outcome, prior: str) -> Row:
         """The scores of a map, rounded to what they mean."""

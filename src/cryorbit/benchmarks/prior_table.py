@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cryorbit.benchmarks.prior_maps import METHODS, TASK
-from cryorbit.benchmarks.prior_methods import CHANCE, NO_PRIOR, ORACLE, SAMPLERS
+from cryorbit.benchmarks.prior_methods import CHANCE, NO_PRIOR, ORACLE, ROOMY, SAMPLERS
 from cryorbit.benchmarks.prior_views import CLEAN_SNR
 
 Row = dict[str, Any]
@@ -16,8 +16,8 @@ GAIN_BAR = 0.05
 """Pearson correlation above the best map without a learned prior, at the fewest views."""
 COVERAGE_BAR = (0.85, 0.95)
 """Share of the voxels whose truth a 90 % interval should hold, where the map that is judged has density."""
-CALIBRATED = ("pigdm", "diffpir-spectrum-draw", "split-gibbs")
-"""Samplers whose spread is meant to be the posterior's; the others' is printed, not judged."""
+CALIBRATED = ("pigdm", "diffpir-spectrum-draw", "split-gibbs", *ROOMY)
+"""Methods whose spread is meant to be the posterior's; the others' is printed, not judged."""
 FEW, MANY = 3, 30
 
 PUBLISHED = (
