@@ -39,7 +39,7 @@ class Settings:
     inference: Annotated[PriorReconstructionSettings, Flat] = field(
         default_factory=PriorReconstructionSettings
     )
-    sampling: Annotated[PosteriorSettings, Flat] = field(default_factory=PosteriorSettings)
+    sampling: Annotated[PosteriorSettings, Flat] = field(default_factory=lambda: PosteriorSettings(steps=50))
     threads: int | None = None
     """CPU threads; all cores unless given."""
     configuration: Annotated[ConfigOptions, Flat] = field(default_factory=ConfigOptions)
