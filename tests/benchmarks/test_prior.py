@@ -171,6 +171,8 @@ def test_room_for_error_is_filled_by_the_images_and_told_by_the_spread(protein, 
     data = cell.unguided.views.whole
     assert float(data.chi_square(wide.map)) < 0.9 * float(data.chi_square(plain.map))
     assert wide.network_passes == plain.network_passes
+    with pytest.raises(BadInput, match="--room"):
+        SamplerPlan(room=-1.0)
     data_free = cell.truth < 0.01 * cell.truth.max()
     assert float(wide.samples.std(0)[~data_free].mean()) > float(plain.samples.std(0)[~data_free].mean())
 

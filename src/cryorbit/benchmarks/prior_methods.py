@@ -64,6 +64,10 @@ class SamplerPlan:
     """Size of what the network's maps may be wrong by, where room is made for it, in standard deviations of its maps. At 0.6
     errors are as large as the spread on 30 clean views of a procedural protein that the prior has not seen."""
 
+    def __post_init__(self) -> None:
+        if not self.room >= 0:
+            raise BadInput(f"--room {self.room:g}: wanted 0, for none, or more.")
+
     def settings(self, method: str, seed: int) -> PosteriorSettings:
         """Of one sampler."""
         slow = method.startswith("dps")
