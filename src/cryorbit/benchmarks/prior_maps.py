@@ -123,8 +123,9 @@ class MapCell:
         if method not in SAMPLERS or prior is None:
             raise BadInput(f"--method {method}: no such method, or no prior for it. Choose from {METHODS}.")
         data, name = self.unguided.views.whole, method.removesuffix(WITH_ROOM)
-        # With room and without, the chains are the same.
+        # With room and without, the chains are the same; of all samplers they would fill the memory.
         if name not in self._drawn:
+            self._drawn.clear()
             self._drawn[name] = sampled(prior, data, self.grid, name, plan.settings(name, self.seed))
         drawn = self._drawn[name]
         return drawn if name == method else with_room(prior, drawn, data, size=plan.room, seed=self.seed)
