@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -29,6 +29,17 @@ from cryorbit.physics.stack_plan import SimulationSettings
 from laws import ROUND_OFF
 
 SHAPE = VolumePriorShape(box=32, voxel_size_A=(2.5, 4.0), resolution_A=(6.0, 12.0))
+TINY = PriorRecipe(
+    proteins=1,
+    lengths=(20, 22),
+    held_back=0,
+    batch=1,
+    measured_batches=1,
+    box=8,
+    voxel_size_A=(8.0, 9.0),
+    map_resolution_A=(18.0, 20.0),
+    channels=(8,),
+)
 GAIN_SPREAD = 0.2
 """Procedural proteins are a tenth less dense than the real ones the constant is of, and scatter by 4 %."""
 
@@ -170,17 +181,7 @@ def test_held_out_data_say_how_wrong_the_prior_is(n):
 
 def test_a_prior_is_made_and_resumed_to_the_same():
     """From folding to weights; stopped after two of four steps and gone on, the weights are equal bit by bit."""
-    recipe = PriorRecipe(
-        proteins=2,
-        lengths=(20, 22),
-        held_back=1,
-        batch=1,
-        measured_batches=2,
-        box=8,
-        voxel_size_A=(8.0, 9.0),
-        map_resolution_A=(18.0, 20.0),
-        channels=(8,),
-    )
+    recipe = replace(TINY, proteins=2, held_back=1, measured_batches=2)
     how = PriorSettings(steps=4, record_every=2, warm_up=1)
     whole = list(make_prior(recipe, how, Structures()))
     kept = next(r for r in make_prior(recipe, how, Structures()) if r.stage == "learning").state
@@ -193,20 +194,7 @@ def test_a_prior_is_made_and_resumed_to_the_same():
 
 def test_a_prior_has_the_network_its_recipe_asks_for():
     """Cubes of voxels, blocks and attention, on an odd box too: the weights that come out fit what their card says."""
-    recipe = PriorRecipe(
-        proteins=1,
-        lengths=(20, 21),
-        held_back=0,
-        batch=1,
-        measured_batches=1,
-        box=9,
-        voxel_size_A=(8.0, 9.0),
-        map_resolution_A=(18.0, 20.0),
-        channels=(8, 16),
-        patch=2,
-        blocks=2,
-        attention=True,
-    )
+    recipe = replace(TINY, box=9, channels=(8, 16), patch=2, blocks=2, attention=True)
     prior = list(make_prior(recipe, PriorSettings(steps=1, warm_up=1), Structures()))[-1].result
     card = prior.card()
     assert (card["patch"], card["blocks"], card["attention"]) == (2, 2, True)

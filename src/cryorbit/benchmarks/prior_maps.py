@@ -33,6 +33,7 @@ from cryorbit.benchmarks.prior_proteins import MapGrid, Protein
 from cryorbit.benchmarks.prior_views import CLEAN_SNR, draw_views
 from cryorbit.data import Volume
 from cryorbit.errors import BadInput
+from cryorbit.inference.posterior import PosteriorSettings
 from cryorbit.models.point_prior import PointPrior
 from cryorbit.models.volume_prior import VolumePrior
 
@@ -76,7 +77,7 @@ class MapCell:
     views: int
     snr: float
     seed: int
-    _drawn: dict[str, Outcome] = field(default_factory=dict)
+    _drawn: dict[tuple[str, int, PosteriorSettings], Outcome] = field(default_factory=dict)
 
     @cached_property
     def truth(self) -> Float[Tensor, "n n n"]:
@@ -123,11 +124,13 @@ class MapCell:
         if method not in SAMPLERS or prior is None:
             raise BadInput(f"--method {method}: no such method, or no prior for it. Choose from {METHODS}.")
         data, name = self.unguided.views.whole, method.removesuffix(WITH_ROOM)
+        settings = plan.settings(name, self.seed)
         # With room and without, the chains are the same; of all samplers they would fill the memory.
-        if name not in self._drawn:
+        key = (name, id(prior), settings)
+        if key not in self._drawn:
             self._drawn.clear()
-            self._drawn[name] = sampled(prior, data, self.grid, name, plan.settings(name, self.seed))
-        drawn = self._drawn[name]
+            self._drawn[key] = sampled(prior, data, self.grid, name, settings)
+        drawn = self._drawn[key]
         return drawn if name == method else with_room(prior, drawn, data, size=plan.room, seed=self.seed)
 
     def row(self, method: str, outcome: Outcome, prior: str) -> Row:
@@ -156,7 +159,7 @@ class Compared:
 
 
 def compared(cell: MapCell, prior: VolumePrior, plan: SamplerPlan) -> Compared:
-    """The true map beside the two best without a learned prior and the posterior of the best sampler, all made anew."""
+    """The true map beside two without a learned prior and the posterior of PiGDM, whose samples are draws; all made anew."""
     runs = {
         "NNLS": cell.run("nnls", prior, plan),
         "TV, oracle-tuned": cell.run(f"tv{ORACLE}", prior, plan),
